@@ -1,0 +1,66 @@
+//! Sources that have an entry of their own in the LRU hash.
+
+use crate::quota::KERNEL_UNITS;
+
+/// Key of a source: 64 bits, IPv4 and IPv6 in one space that never overlaps.
+///
+/// | top 16 bits | meaning |
+/// |---|---|
+/// | `0x0000` | IPv4: the low 32 bits are the address |
+/// | `0x0001` | one shared bucket of a client: the low 32 bits are the policy slot |
+/// | `0x0064`, next 16 `0x0000` | NAT64 64:ff9b::/96: the low 32 bits are the IPv4 address |
+/// | `0xff..` | link-local fe80::/10: 56 bits folded from the interface identifier |
+/// | other | IPv6: the top 64 bits of the address, masked to the configured prefix |
+///
+/// Other IPv6 sources under `0000::/8` and all under `ff00::/8` are malformed.
+pub type SourceKey = u64;
+
+/// Key of the bucket that all sources of a client share.
+#[must_use]
+pub const fn shared_key(slot: u32) -> SourceKey {
+    (1 << 48) | slot as u64
+}
+
+/// Bits of a tracked TAT word below its 8-bit policy tag.
+pub const TAT_BITS: u32 = 56;
+
+/// State of one tracked source. Words are changed by compare-and-swap or atomic addition, in
+/// place, by the kernel only; the agent asks the `merge` program.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Tracked {
+    /// Policy slot in the low 32 bits, prefix generation it was resolved under in the high 32.
+    /// Slot [`ALLOWED`] and [`BLOCKED`] stand for the lists, [`CROWD`] for "no longer tracked".
+    pub binding: u64,
+    /// TAT by unit: the policy's tag in the top 8 bits, 56 bits of its unit clock below. Zero for
+    /// a bucket never charged.
+    pub tats: [u64; KERNEL_UNITS],
+    /// Packets offered.
+    pub offered: u64,
+    /// Packets admitted.
+    pub admitted: u64,
+    /// Bytes admitted.
+    pub admitted_bytes: u64,
+    /// Connections (SYN) admitted.
+    pub admitted_connections: u64,
+    /// Cost multiplier in 1/65536, 65536 or more: the reciprocal of this host's part while the
+    /// store is away. Zero reads as 65536.
+    pub cost_scale: u32,
+    /// Adaptive window q in eighths, 8..=32. Zero reads as 8.
+    pub window_eighths: u32,
+    /// Real time at which the demand window began, in nanoseconds.
+    pub demand_since_ns: u64,
+    /// Packets offered in the demand window now open.
+    pub demand: u64,
+    /// Packets offered in the last whole demand window, per second.
+    pub demand_per_s: u64,
+}
+
+/// Slot in [`Tracked::binding`] of a source on the allow list.
+pub const ALLOWED: u32 = u32::MAX;
+/// Slot in [`Tracked::binding`] of a source on the block list.
+pub const BLOCKED: u32 = u32::MAX - 1;
+/// Slot in [`Tracked::binding`] of a source that belongs to the crowd again.
+pub const CROWD: u32 = u32::MAX - 2;
+
+const _: () = assert!(size_of::<Tracked>() == 96);

@@ -1,0 +1,19 @@
+//! The part of the limiter that exists once: limiting arithmetic, packet parser and map layout.
+//!
+//! Compiled for BPF by `ratelimiter-ebpf` and for the host by everything else, and tested on both
+//! with equal answers. Everything here is pure and total: no I/O, no clock, no allocation, no
+//! panic; time is an argument.
+//!
+//! - [`quota`]: what a person configures, and its compiled form
+//! - [`vclock`]: the unit clock a policy's buckets count on
+//! - [`gcra`]: the token bucket decision
+//! - [`verdict`]: what becomes of a packet, and why
+//! - [`abi`]: every byte the kernel program and the agent share
+#![cfg_attr(not(any(test, feature = "std")), no_std)]
+#![forbid(unsafe_code)]
+
+pub mod abi;
+pub mod gcra;
+pub mod quota;
+pub mod vclock;
+pub mod verdict;

@@ -1,0 +1,1 @@
+//! The configuration file: parse, validate, errors with line and column. Pure.

@@ -1,0 +1,1 @@
+//! Controllers: pure functions of state, observation and time.

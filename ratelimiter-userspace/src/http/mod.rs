@@ -1,0 +1,1 @@
+//! The admin and check API over HTTP.

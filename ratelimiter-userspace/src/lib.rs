@@ -1,0 +1,21 @@
+//! The agent of `ratelimiter`, as a library; the binary `ratelimiter` is a thin shell around it.
+//!
+//! - [`policy`], [`control`], [`config`]: pure. What is configured, and what follows from it
+//! - [`dataplane`]: the kernel's maps, programs and links
+//! - [`limiter`]: the check API's buckets
+//! - [`store`]: what outlives the process
+//! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
+//! - [`metrics`]: what Prometheus sees
+//! - [`agent`]: the composition root, the only place that knows all of the above
+pub mod admin;
+pub mod agent;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod dataplane;
+pub mod http;
+pub mod limiter;
+pub mod metrics;
+pub mod policy;
+pub mod store;

@@ -1,0 +1,1 @@
+//! The check API: decisions on `client_id` in memory.

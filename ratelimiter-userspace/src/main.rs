@@ -1,0 +1,2 @@
+//! The `ratelimiter` binary.
+fn main() {}

@@ -1,0 +1,11 @@
+//! The policy model: what people configure, and what follows from it for the kernel.
+//!
+//! Pure: no I/O, no clock, no tokio, aya, redis or axum (`cargo xtask tidy` checks). Time is an
+//! argument.
+//!
+//! - [`model`]: segments, clients, limits, lists - one [`model::Document`]
+//! - [`plan`]: installed against desired, as a list of updates
+//! - [`units`]: `10k/min`, `5m`, `1GiB` as people write them
+pub mod model;
+pub mod plan;
+pub mod units;

@@ -170,10 +170,9 @@ impl Quota {
     /// people; no arithmetic uses it.
     #[must_use]
     pub const fn emission_interval_ns(&self) -> u64 {
-        if self.rate_limit == 0 {
-            u64::MAX
-        } else {
-            self.window_ns / self.rate_limit
+        match self.window_ns.checked_div(self.rate_limit) {
+            Some(interval_ns) => interval_ns,
+            None => u64::MAX,
         }
     }
 }

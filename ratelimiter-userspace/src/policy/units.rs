@@ -82,7 +82,7 @@ pub fn parse_duration_ns(text: &str) -> Result<u64, String> {
 
 impl Serialize for Window {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.0 % NS == 0 {
+        if self.0.is_multiple_of(NS) {
             serializer.serialize_u64(self.0 / NS)
         } else {
             serializer.serialize_f64(self.0 as f64 / NS as f64)

@@ -12,6 +12,9 @@ use ratelimiter_common::vclock::SegmentClock;
 /// An IP prefix as the kernel's tries know it; host bits are zero.
 pub type Prefix = ipnet::IpNet;
 
+/// Most prefixes or tracked sources in one update.
+pub const BATCH: usize = 16_384;
+
 /// One change of the kernel's maps. Each is atomic for the packets that see it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
@@ -33,10 +36,11 @@ pub enum Update {
         /// Its policy and regions.
         value: Zone,
     },
-    /// Inserts or replaces a prefix.
-    Prefix(Prefix, PrefixValue),
-    /// Removes a prefix.
-    RemovePrefix(Prefix),
+    /// Inserts or replaces prefixes, in ascending order; at most [`BATCH`] of them.
+    Prefixes(Vec<(Prefix, PrefixValue)>),
+    /// Removes prefixes, in ascending order; at most [`BATCH`] of them. One that is not there is
+    /// no error.
+    RemovePrefixes(Vec<Prefix>),
     /// Sets bytes of `COARSE4` or `COARSE6`.
     Coarse {
         /// True for `COARSE6`.
@@ -51,7 +55,9 @@ pub enum Update {
         /// Index and new word.
         words: Vec<(u32, u64)>,
     },
-    /// Inserts tracked sources that are configured (client addresses), bound to a policy slot.
+    /// Inserts tracked sources that are configured (client addresses, shared buckets), bound to a
+    /// policy slot; at most [`BATCH`]. One that is already there stays as it is: the next
+    /// [`Update::BumpGeneration`] makes it look its policy up again.
     Track(Vec<(SourceKey, u32)>),
     /// Deletes tracked sources that are no longer configured.
     Untrack(Vec<SourceKey>),
@@ -59,10 +65,14 @@ pub enum Update {
     Flags(u32),
     /// Raises `CONFIG.prefix_generation` by one.
     BumpGeneration,
-    /// Lowers tracked debts of a slot to at most `level` after its burst was lowered.
+    /// Lowers tracked debts of a slot to at most `level` after its burst was lowered. Must not
+    /// be done before `not_before_ns`: until then the old burst holds, and a debt lowered under it
+    /// would be a second burst.
     Clamp {
         /// Policy slot.
         slot: u32,
+        /// Real time (CLOCK_MONOTONIC) at which the smaller burst has come into force.
+        not_before_ns: u64,
         /// Unit number.
         unit: u32,
         /// New burst in fractions of a unit.

@@ -14,6 +14,11 @@ const NS: u64 = 1_000_000_000;
 pub struct Window(u64);
 
 impl Window {
+    /// One second, the shortest window.
+    pub const SECOND: Self = Self(MIN_WINDOW_NS);
+    /// One minute.
+    pub const MINUTE: Self = Self(60 * NS);
+
     /// Returns the window of `ns` nanoseconds, or a sentence with the bound.
     pub fn from_ns(ns: u64) -> Result<Self, String> {
         if (MIN_WINDOW_NS..=MAX_WINDOW_NS).contains(&ns) {

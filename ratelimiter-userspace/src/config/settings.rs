@@ -1,0 +1,384 @@
+//! What can be set, and every default a user meets. The only file with defaults.
+//!
+//! `config example`, `config default`, `config show` and `config schema` are made from these types:
+//! the doc comments are the explanations people read.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::values::{Interface, Listen, LogFormat, Malformed, Right, Secret};
+use crate::policy::model::{Client, LimitSpec, Limits, Mode, Segment, Unit};
+use crate::policy::units::Window;
+
+/// Everything the agent's configuration says. Every key is optional.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Whether limits are applied. Without it the agent counts what it would drop and drops
+    /// nothing (shadow); `status` says so.
+    pub enforce: bool,
+    /// Where the agent keeps configuration and usage.
+    pub state_dir: String,
+    /// Directory on a bpf file system where programs, maps and links are pinned.
+    pub pin_dir: String,
+    /// Interfaces to attach to: `"eth0"`, or `{ name = "eth0", mode = "generic" }`. None by
+    /// default: the agent attaches to nothing without being told.
+    pub interfaces: Vec<Interface>,
+    /// The admin API, dashboard, health ingest and metrics.
+    pub admin: Admin,
+    /// The check API.
+    pub check: Check,
+    /// The kernel program.
+    pub kernel: Kernel,
+    /// Table sizes, fixed when the tables are created: another size needs `detach --all` first.
+    pub tables: Tables,
+    /// How often state is exchanged and saved.
+    pub store: StoreSettings,
+    /// What protects people from locking themselves out.
+    pub safety: Safety,
+    /// Kernel blocks for clients that keep being refused by the check API.
+    pub escalation: Escalation,
+    /// Log lines.
+    pub log: Log,
+    /// Who may use the admin API, by name. Needed for every listener that is not on loopback.
+    pub credentials: BTreeMap<String, Credential>,
+    /// Segments that are always there; they cannot be changed through the API.
+    pub segments: BTreeMap<String, Segment>,
+    /// Clients that are always there; they cannot be changed through the API.
+    pub clients: BTreeMap<String, Client>,
+    /// Prefixes that are never limited. An allowed prefix wins over everything inside it.
+    pub allow: Vec<StaticPrefix>,
+    /// Prefixes that are dropped, unless allowed.
+    pub block: Vec<StaticPrefix>,
+}
+
+/// The admin API, dashboard, health ingest and metrics.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// TCP listener, or `off`. An address that is not loopback needs a credential.
+    pub listen: Listen,
+    /// Unix socket, mode 0660; empty for none.
+    pub socket: String,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: u64,
+    /// Connections served at once.
+    pub max_connections: u32,
+    /// How long a client may take to send its request head, in milliseconds.
+    pub header_timeout_ms: u64,
+    /// Names accepted in `Host` beside addresses and `localhost` (DNS rebinding).
+    pub allowed_hosts: Vec<String>,
+}
+
+/// The check API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Check {
+    /// HTTP listener, or `off`.
+    pub http: Listen,
+    /// gRPC listener (Envoy), or `off`.
+    pub grpc: Listen,
+    /// RESP listener (Redis protocol), `off` by default; its usual port is 9743.
+    pub resp: Listen,
+    /// Clients whose usage is kept in memory.
+    pub max_clients: u64,
+    /// Largest request body, in bytes.
+    pub max_body_bytes: u64,
+    /// Connections served at once.
+    pub max_connections: u32,
+    /// How long a client may take to send its request head, in milliseconds.
+    pub header_timeout_ms: u64,
+    /// Addresses and prefixes of proxies whose `X-Forwarded-For` is believed.
+    #[schema(value_type = Vec<String>)]
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+/// The kernel program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Kernel {
+    /// Prefix length that makes one IPv6 source, 32 to 64.
+    pub v6_prefix_len: u8,
+    /// Frames that cannot be parsed: `drop`, or `budget` (charged to one budget they share).
+    pub malformed: Malformed,
+    /// Malformed frames admitted per second under `budget`.
+    pub malformed_per_s: u64,
+    /// Sources never seen before that are admitted per second and region, at most a tenth of the
+    /// region's words. 0 for that tenth.
+    pub first_seen_per_s: u64,
+    /// Whether the first-seen budget is applied.
+    pub first_seen: bool,
+}
+
+/// Table sizes, fixed when the tables are created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tables {
+    /// Words of the default IPv4 crowd, 8 bytes each: one per source. A power of two.
+    pub crowd4_words: u32,
+    /// Ways of the default IPv6 crowd, 16 bytes each: one per source. A power of two.
+    pub crowd6_ways: u32,
+    /// Words (IPv4) and ways (IPv6) of each of the 15 regions for wide segments and further units.
+    /// A power of two.
+    pub wide_region_words: u32,
+    /// Sources with an entry of their own; three quarters of it may be configured.
+    pub tracked_entries: u32,
+    /// Policies: one per segment, and one per client with packet limits of its own.
+    pub policies: u32,
+    /// IPv4 prefixes of clients, segments and lists.
+    pub prefixes4: u32,
+    /// IPv6 prefixes of clients, segments and lists.
+    pub prefixes6: u32,
+}
+
+/// How often state is exchanged and saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreSettings {
+    /// How often counters and samples are read from the kernel, in milliseconds.
+    pub flush_interval_ms: u64,
+    /// How often usage is saved in `state_dir`, in milliseconds.
+    pub save_interval_ms: u64,
+}
+
+/// What protects people from locking themselves out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Safety {
+    /// How long a risky change waits for `confirm` before it takes itself back, in seconds.
+    pub confirm_within_s: u64,
+    /// A change is risky if it covers the caller's own address, or more than this percentage of
+    /// the active sources.
+    pub risky_percent: u8,
+    /// How long the agent drains connections after SIGTERM, in milliseconds.
+    pub drain_ms: u64,
+}
+
+/// Kernel blocks for clients that keep being refused by the check API.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Escalation {
+    /// Segments whose clients are escalated; none by default.
+    pub segments: Vec<String>,
+    /// Refusals in a row that lead to a block.
+    pub refusals: u32,
+    /// First block, in seconds; each further one is twice as long.
+    pub block_s: u64,
+    /// Longest block, in seconds.
+    pub max_block_s: u64,
+    /// Blocks at once.
+    pub max_blocks: u32,
+}
+
+/// Log lines.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Log {
+    /// What is logged: `error`, `warn`, `info`, `debug`, `trace`, or a list such as
+    /// `info,ratelimiter_userspace::dataplane=debug`.
+    pub level: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// Somebody who may use the admin API.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Credential {
+    /// The bearer token itself, 16 characters or more. Prefer `token_file`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token: Option<Secret>,
+    /// File whose first line is the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<String>,
+    /// What it may do: `read`, `check`, `health`, `write`, `admin`. Each stands for itself, except
+    /// that `admin` includes the others and `write` includes `read`.
+    pub rights: Vec<Right>,
+    /// When it stops being accepted, milliseconds since the Unix epoch; never if absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_unix_ms: Option<u64>,
+}
+
+/// An entry of `[[allow]]` or `[[block]]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StaticPrefix {
+    /// The prefix, host bits zero: `"192.0.2.0/24"`, `"2001:db8::/32"`.
+    #[schema(value_type = String)]
+    pub prefix: ipnet::IpNet,
+    /// Why it is there, for people; at most 200 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            enforce: false,
+            state_dir: "/var/lib/ratelimiter".to_owned(),
+            pin_dir: "/sys/fs/bpf/ratelimiter".to_owned(),
+            interfaces: Vec::new(),
+            admin: Admin::default(),
+            check: Check::default(),
+            kernel: Kernel::default(),
+            tables: Tables::default(),
+            store: StoreSettings::default(),
+            safety: Safety::default(),
+            escalation: Escalation::default(),
+            log: Log::default(),
+            credentials: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            allow: Vec::new(),
+            block: Vec::new(),
+        }
+    }
+}
+
+const fn loopback(port: u16) -> Listen {
+    Listen::At(std::net::SocketAddr::V4(std::net::SocketAddrV4::new(
+        std::net::Ipv4Addr::LOCALHOST,
+        port,
+    )))
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            listen: loopback(9740),
+            socket: "/run/ratelimiter/admin.sock".to_owned(),
+            max_body_bytes: 1 << 20,
+            max_connections: 256,
+            header_timeout_ms: 5_000,
+            allowed_hosts: Vec::new(),
+        }
+    }
+}
+
+impl Default for Check {
+    fn default() -> Self {
+        Self {
+            http: loopback(9741),
+            grpc: loopback(9742),
+            resp: Listen::Off,
+            max_clients: 1_000_000,
+            max_body_bytes: 64 * 1024,
+            max_connections: 10_000,
+            header_timeout_ms: 5_000,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            v6_prefix_len: 64,
+            malformed: Malformed::Drop,
+            malformed_per_s: 100,
+            first_seen_per_s: 0,
+            first_seen: true,
+        }
+    }
+}
+
+impl Default for Tables {
+    fn default() -> Self {
+        Self {
+            crowd4_words: 1 << 20,
+            crowd6_ways: 1 << 19,
+            wide_region_words: 1 << 16,
+            tracked_entries: 262_144,
+            policies: 65_536,
+            prefixes4: 1_200_000,
+            prefixes6: 1_200_000,
+        }
+    }
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        Self {
+            flush_interval_ms: 1_000,
+            save_interval_ms: 10_000,
+        }
+    }
+}
+
+impl Default for Safety {
+    fn default() -> Self {
+        Self {
+            confirm_within_s: 60,
+            risky_percent: 50,
+            drain_ms: 5_000,
+        }
+    }
+}
+
+impl Default for Escalation {
+    fn default() -> Self {
+        Self {
+            segments: Vec::new(),
+            refusals: 100,
+            block_s: 60,
+            max_block_s: 600,
+            max_blocks: 10_000,
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+        }
+    }
+}
+
+/// Name of the built-in packet limit of the default segment.
+pub const DEFAULT_PACKETS_LIMIT: &str = "packets";
+
+/// Limits of the default segment where nobody configured any: 1 000 packets per second with a burst
+/// of 2 000, and 100 requests per minute.
+#[must_use]
+pub fn default_limits() -> Limits {
+    Limits::from([
+        (
+            DEFAULT_PACKETS_LIMIT.to_owned(),
+            LimitSpec {
+                rate_limit: 1_000,
+                time_window: Window::SECOND,
+                burst: Some(2_000),
+                unit: Unit::Packets,
+                algorithm: None,
+                mode: None,
+            },
+        ),
+        (
+            crate::policy::model::DEFAULT_LIMIT.to_owned(),
+            LimitSpec {
+                rate_limit: 100,
+                time_window: Window::MINUTE,
+                burst: None,
+                unit: Unit::Requests,
+                algorithm: None,
+                mode: None,
+            },
+        ),
+    ])
+}
+
+impl Settings {
+    /// The mode that bounds every policy: shadow unless told to enforce.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        if self.enforce {
+            Mode::Enforce
+        } else {
+            Mode::Shadow
+        }
+    }
+}

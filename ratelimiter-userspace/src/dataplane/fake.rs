@@ -141,11 +141,11 @@ impl FakeState {
                     self.zones.insert(*zone, *value);
                 }
             }
-            Update::Prefix(prefix, value) => {
-                self.prefixes.insert(*prefix, *value);
-            }
-            Update::RemovePrefix(prefix) => {
-                self.prefixes.remove(prefix);
+            Update::Prefixes(prefixes) => self.prefixes.extend(prefixes.iter().copied()),
+            Update::RemovePrefixes(prefixes) => {
+                for prefix in prefixes {
+                    self.prefixes.remove(prefix);
+                }
             }
             Update::Coarse { v6, bytes } => {
                 let [four, six] = &mut self.coarse;

@@ -1,1 +1,50 @@
-//! What tests share: packet builder, namespaces, residue scan.
+//! What tests share. Nothing here is a test, and nothing here knows the product's logic.
+//!
+//! - [`netns`], [`bpffs`]: private namespaces, removed when their guard is dropped
+//! - [`packet`]: frames, honest and lying
+//! - [`process`]: children that never outlive their guard, waiting with a bound
+//! - [`agent`], [`redis`]: the real binaries, started and made ready; [`http`] to ask them
+//! - [`residue`]: what a test must not leave behind
+//! - [`requires`]: capability checks that fail, and never skip
+//!
+//! Functions here panic with a sentence instead of returning errors: a test wants the line that
+//! failed, not a `Result` to pass on.
+pub mod agent;
+pub mod bpffs;
+pub mod http;
+pub mod netns;
+pub mod packet;
+pub mod process;
+pub mod redis;
+pub mod requires;
+pub mod residue;
+
+mod bpf;
+mod space;
+
+use std::fmt::Debug;
+
+/// Unwraps with a sentence. For the harness, where an error is always the test's failure.
+pub trait OrFail<T> {
+    /// Returns the value, or panics with `what` and the error.
+    #[track_caller]
+    fn or_fail(self, what: &str) -> T;
+}
+
+impl<T, E: Debug> OrFail<T> for Result<T, E> {
+    fn or_fail(self, what: &str) -> T {
+        match self {
+            Ok(value) => value,
+            Err(error) => panic!("{what}: {error:?}"),
+        }
+    }
+}
+
+impl<T> OrFail<T> for Option<T> {
+    fn or_fail(self, what: &str) -> T {
+        match self {
+            Some(value) => value,
+            None => panic!("{what}"),
+        }
+    }
+}

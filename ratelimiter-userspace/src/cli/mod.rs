@@ -4,5 +4,6 @@
     reason = "texts for people: an allocation more does not matter, a fallible `write!` reads worse"
 )]
 pub mod client;
+pub mod doctor;
 pub mod exit;
 pub mod output;

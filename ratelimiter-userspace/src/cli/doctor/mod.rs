@@ -1,6 +1,7 @@
 //! `ratelimiter doctor`: what keeps this machine from being protected, and what to do.
-mod checks;
-mod facts;
-mod render;
+pub mod checks;
+pub mod facts;
+pub mod features;
+pub mod render;
 #[cfg(test)]
 mod tests;

@@ -36,13 +36,16 @@ pub fn report(findings: &[Finding], style: Style) -> String {
 }
 
 fn counts(findings: &[Finding]) -> String {
-    let count = |level| findings.iter().filter(|f| f.level == level).count();
+    let count = |level, one: &str, many: &str| {
+        let n = findings.iter().filter(|f| f.level == level).count();
+        format!("{n} {}", if n == 1 { one } else { many })
+    };
     format!(
-        "{} checks: {} ok, {} notes, {} warnings, {} failed\n",
+        "{} checks: {}, {}, {}, {}\n",
         findings.len(),
-        count(Level::Ok),
-        count(Level::Note),
-        count(Level::Warning),
-        count(Level::Failed),
+        count(Level::Ok, "ok", "ok"),
+        count(Level::Note, "note", "notes"),
+        count(Level::Warning, "warning", "warnings"),
+        count(Level::Failed, "failed", "failed"),
     )
 }

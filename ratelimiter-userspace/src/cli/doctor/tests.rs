@@ -147,7 +147,7 @@ WARNING  net.core.bpf_jit_enable            0 (interpreter)
            fix:    sysctl -w net.core.bpf_jit_enable=1; the interpreter makes each packet several times dearer
 "
     ), "{text}");
-    assert!(text.ends_with("18 checks: 17 ok, 0 notes, 1 warnings, 0 failed\n"));
+    assert!(text.ends_with("18 checks: 17 ok, 0 notes, 1 warning, 0 failed\n"));
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn pins_of_another_shape_or_incomplete() {
     says(
         &with(|f| {
             f.pins.problem =
-                Some("map `TRACKED` has value size 48, this version needs 96".to_owned())
+                Some("map `TRACKED` has value size 48, this version needs 96".to_owned());
         }),
         Level::Failed,
         "pins | pinned maps and links | map `TRACKED` has value size 48, this version needs 96 | none, or a whole set this version understands | run the version that made them, or start over with `ratelimiter agent --replace` (every bucket starts full)",
@@ -468,7 +468,7 @@ fn generic_although_native_was_asked() {
 fn agent_away_with_and_without_pins() {
     says(
         &with(|f| {
-            f.agent.state = Err("nobody listens at `/run/ratelimiter/admin.sock`".to_owned())
+            f.agent.state = Err("nobody listens at `/run/ratelimiter/admin.sock`".to_owned());
         }),
         Level::Warning,
         "agent | agent | nobody listens at `/run/ratelimiter/admin.sock` | answers and is ready | the last policy is still enforced in the kernel, but nobody can change or observe it: start the agent, or remove everything with `ratelimiter detach --all`",
@@ -490,7 +490,7 @@ fn agent_not_ready() {
             agent(f).problems = vec![
                 "`eth1` is absent".to_owned(),
                 "the store is read-only".to_owned(),
-            ]
+            ];
         }),
         Level::Failed,
         "agent | agent | `eth1` is absent; the store is read-only | answers and is ready | `ratelimiter status` and the agent's log say more",

@@ -7,6 +7,7 @@
 //! - [`quota`]: what a person configures, and its compiled form
 //! - [`vclock`]: the unit clock a policy's buckets count on
 //! - [`gcra`]: the token bucket decision
+//! - [`window`]: the request algorithms, token bucket and windows under one contract
 //! - [`verdict`]: what becomes of a packet, and why
 //! - [`abi`]: every byte the kernel program and the agent share
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
@@ -17,3 +18,4 @@ pub mod gcra;
 pub mod quota;
 pub mod vclock;
 pub mod verdict;
+pub mod window;

@@ -192,6 +192,10 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
+    #[expect(
+        clippy::unwrap_used,
+        reason = "a test that asks for an illegal rate must fail"
+    )]
     pub(crate) fn new(rate_limit: u64, window_ns: u64, burst: u64) -> Self {
         let quota = Quota {
             rate_limit,

@@ -2,6 +2,7 @@
 //!
 //! - [`netns`], [`bpffs`]: private namespaces, removed when their guard is dropped
 //! - [`packet`]: frames, honest and lying
+//! - [`program`]: the kernel program in maps of its own
 //! - [`process`]: children that never outlive their guard, waiting with a bound
 //! - [`agent`], [`redis`]: the real binaries, started and made ready; [`http`] to ask them
 //! - [`residue`]: what a test must not leave behind
@@ -15,6 +16,7 @@ pub mod http;
 pub mod netns;
 pub mod packet;
 pub mod process;
+pub mod program;
 pub mod redis;
 pub mod requires;
 pub mod residue;

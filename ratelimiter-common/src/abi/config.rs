@@ -13,8 +13,8 @@ pub const LOOK_FURTHER: u8 = 255;
 
 /// Bits of [`Config::flags`].
 pub mod flags {
-    /// Blocked and malformed frames are really dropped; else they are counted and passed (the
-    /// agent runs in shadow).
+    /// What is refused is really dropped, policies in shadow apart. Without it nothing ever is (the
+    /// agent runs in shadow): frames are judged and counted, and pass.
     pub const ENFORCE: u32 = 1;
     /// Malformed frames are charged to the shared malformed budget instead of being dropped.
     pub const MALFORMED_BUDGET: u32 = 2;
@@ -23,7 +23,14 @@ pub mod flags {
     /// At least one allow, block or client prefix exists in `PREFIXES4` / `PREFIXES6`, or a source
     /// is promoted. Off, the program skips the coarse tables.
     pub const PREFIXES: u32 = 8;
+    /// At least one source is promoted: ask the bits of `PROMOTED`. Set before the first
+    /// promotion.
+    pub const PROMOTED: u32 = 16;
 }
+
+/// TCP payload of a full segment at an MTU of 1500 with timestamps: what a frame of generic mode is
+/// divided by.
+pub const GENERIC_SEGMENT_BYTES: u32 = 1_448;
 
 /// Where a region lies in its crowd table, and its first-seen budget. One word of it never
 /// changes while the table lives: geometry is fixed at creation.
@@ -78,6 +85,11 @@ pub struct Config {
     pub malformed_ns: u64,
     /// Depth of the malformed budget in nanoseconds.
     pub malformed_burst_ns: u64,
+    /// Generic mode only: TCP payload bytes that count as one packet; zero reads as
+    /// [`GENERIC_SEGMENT_BYTES`].
+    pub generic_segment_bytes: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// One byte per value of the top 16 bits of an address: zone, or [`LOOK_FURTHER`].
@@ -88,10 +100,14 @@ pub struct Coarse {
     pub zones: [u8; 65_536],
 }
 
+/// Entries of `COARSE4` and `COARSE6`.
+pub const COARSE_ENTRIES: u32 = 1;
+/// Number of `u64` words of `PROMOTED`: 2^20 bits.
+pub const PROMOTED_WORDS: u32 = 1 << 14;
 /// Number of `u64` words of `FINE4` and `FINE6`: 2^24 bits.
 pub const FINE_WORDS: u32 = 1 << 18;
 
 const _: () = assert!(size_of::<Region>() == 24);
 const _: () = assert!(size_of::<PermKey>() == 32);
-const _: () = assert!(size_of::<Config>() == 24 + 32 + 2 * 16 * 24 + 16);
+const _: () = assert!(size_of::<Config>() == 24 + 32 + 2 * 16 * 24 + 24);
 const _: () = assert!(align_of::<Config>() == 8);

@@ -74,6 +74,16 @@ pub struct ZoneCache {
     pub unit: [UnitCache; KERNEL_UNITS],
 }
 
+/// What a CPU remembers of one segment's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SegmentTime {
+    /// The CPU clock this was computed for, real nanoseconds.
+    pub at_ns: u64,
+    /// Segment time then, nanoseconds.
+    pub segment_ns: u64,
+}
+
 /// Everything one CPU keeps. One look-up per packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -88,14 +98,20 @@ pub struct CpuState {
     pub sample_left: u32,
     /// Refusals that may still re-read the clock in this jiffy.
     pub rereads_left: u32,
+    /// What `sample_left` was drawn as: the weight of the next sample.
+    pub sample_weight: u32,
+    /// Jiffies of the last drop event.
+    pub event_jiffies: u64,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: u64,
     /// Frames by [`crate::verdict::Reason`] and [`crate::verdict::Verdict`].
     pub counts: [[Count; 2]; REASONS],
     /// By zone.
     pub zones: [ZoneCache; ZONES],
     /// By segment.
     pub segments: [SegmentCount; SEGMENTS],
+    /// By segment.
+    pub segment_times: [SegmentTime; SEGMENTS],
 }
 
 /// One packet in about 32, chosen at random.
@@ -144,5 +160,5 @@ pub struct SampleRing {
 const _: () = assert!(size_of::<Sample>() == 32);
 const _: () = assert!(size_of::<UnitCache>() == 48);
 const _: () = assert!(size_of::<ZoneCache>() == 32 + 3 * 48);
-const _: () = assert!(size_of::<CpuState>() == 32 + 16 * 2 * 16 + 16 * 176 + 64 * 32);
+const _: () = assert!(size_of::<CpuState>() == 48 + 16 * 2 * 16 + 16 * 176 + 64 * 48);
 const _: () = assert!(size_of::<SampleRing>() == 64 + 4_096 * 32);

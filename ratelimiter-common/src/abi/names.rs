@@ -71,6 +71,29 @@ pub const MAPS: [&str; 18] = [
 /// Maps that carry observations only and are pinned with the others.
 pub const OBSERVATION_MAPS: [&str; 2] = [SAMPLES, EVENTS];
 
+/// Sizes in the object; the loader overrides those that the configuration names.
+pub mod default_entries {
+    /// Prefixes of one family. Tries take memory by use.
+    pub const PREFIXES: u32 = 1 << 21;
+    /// Policy slots.
+    pub const SLOTS: u32 = 1 << 15;
+    /// Policy entries: two per slot would let every policy change at once; an entry is free again a
+    /// second after it was left. Index 0 is the empty entry.
+    pub const POLICIES: u32 = 3 << 14;
+    /// Segment clocks: four per segment.
+    pub const SEGMENT_CLOCKS: u32 = 256;
+    /// Sets of `CROWD4`: 1 M words for region 0, 64 k words for each of the 15 others.
+    pub const SETS4: u32 = (1 << 17) + 15 * (1 << 13);
+    /// Sets of `CROWD6`: 512 k ways for region 0, 64 k ways for each of the 15 others.
+    pub const SETS6: u32 = (1 << 16) + 15 * (1 << 13);
+    /// Tracked sources.
+    pub const TRACKED: u32 = 1 << 18;
+    /// Sample rings; the loader sets the number of possible CPUs.
+    pub const CPUS: u32 = 1;
+    /// Bytes of the event ring buffer.
+    pub const EVENT_BYTES: u32 = 1 << 16;
+}
+
 const fn fits(names: &[&str]) -> bool {
     let mut rest = names;
     while let [name, tail @ ..] = rest {

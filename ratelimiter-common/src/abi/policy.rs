@@ -66,9 +66,47 @@ pub struct PrefixValue {
     /// Length of this very prefix; the next less specific one is found by asking the trie again
     /// with a shorter length.
     pub prefix_len: u32,
-    /// For `TRACKED` sources not yet in the table: 1 = judge them in the crowd's default zone
-    /// (they are inserted by the agent only).
+    /// Zero. A source under `TRACKED` that has no entry in the table (only the agent inserts) is
+    /// judged by the next less specific prefix, in the end by the crowd's default zone.
     pub reserved: u32,
+}
+
+/// A [`PrefixValue`] as a trie holds it: the same bytes, aligned to 4, because the kernel puts the
+/// value right behind the address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct PrefixWords(pub [u32; 8]);
+
+impl PrefixWords {
+    /// Reads the words as a value.
+    #[inline(always)]
+    #[must_use]
+    pub const fn value(self) -> PrefixValue {
+        let [
+            action,
+            slot,
+            low,
+            high,
+            after_action,
+            after_slot,
+            prefix_len,
+            reserved,
+        ] = self.0;
+        let until_ns = if cfg!(target_endian = "little") {
+            (high as u64) << 32 | low as u64
+        } else {
+            (low as u64) << 32 | high as u64
+        };
+        PrefixValue {
+            action,
+            slot,
+            until_ns,
+            after_action,
+            after_slot,
+            prefix_len,
+            reserved,
+        }
+    }
 }
 
 /// Most times a packet asks a trie for the next less specific prefix; deeper reads as the crowd.
@@ -110,6 +148,7 @@ pub struct Zone {
 }
 
 const _: () = assert!(size_of::<PolicyEntry>() == 40 + 3 * 3 * 48);
-const _: () = assert!(size_of::<PrefixValue>() == 32);
+const _: () = assert!(size_of::<PrefixValue>() == 32 && size_of::<PrefixWords>() == 32);
+const _: () = assert!(align_of::<PrefixWords>() == 4);
 const _: () = assert!(size_of::<PrefixKey4>() == 8 && size_of::<PrefixKey6>() == 20);
 const _: () = assert!(size_of::<Zone>() == 8 && align_of::<Zone>() == 4);

@@ -97,6 +97,8 @@ impl FakeDataPlane {
                     regions6: tables.regions6(),
                     malformed_ns: 0,
                     malformed_burst_ns: 0,
+                    generic_segment_bytes: 0,
+                    reserved: 0,
                 },
                 policies: BTreeMap::new(),
                 segments: BTreeMap::new(),

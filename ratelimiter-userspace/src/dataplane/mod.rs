@@ -9,6 +9,7 @@
 //! (`tokio::task::spawn_blocking`). All calls may be made from several threads at once.
 pub mod error;
 pub mod fake;
+pub mod object;
 pub mod state;
 pub mod tables;
 

@@ -1,0 +1,5 @@
+//! Tests that load the real kernel program and feed it frames by `BPF_PROG_TEST_RUN`. They need
+//! root and a BPF toolchain, and fail without.
+
+#[path = "program/loading.rs"]
+mod loading;

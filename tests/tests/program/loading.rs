@@ -1,0 +1,32 @@
+//! The object loads, and the verifier's effort is recorded.
+
+use ratelimiter_common::abi::names;
+use tests::program::{Program, XDP_PASS};
+
+/// The verifier gives up after this many instructions.
+const VERIFIER_LIMIT: u32 = 1_000_000;
+
+#[test]
+fn loads_and_passes_a_frame_that_is_not_ip() {
+    tests::requires::bpf();
+    let program = Program::load();
+    assert_eq!(program.run(&[0xff; 64]), XDP_PASS);
+}
+
+#[test]
+fn stays_below_half_of_the_verifiers_limit() {
+    tests::requires::bpf();
+    let program = Program::load();
+    for name in [names::PROGRAM, names::MERGE_PROGRAM] {
+        let info = program.xdp(name).info().expect("program info");
+        let verified = info
+            .verified_instruction_count()
+            .expect("Linux 5.16 or later");
+        println!(
+            "{name}: {verified} instructions verified of {VERIFIER_LIMIT}, {} bytes translated, {} bytes of machine code",
+            info.size_translated().unwrap_or(0),
+            info.size_jitted(),
+        );
+        assert!(verified <= VERIFIER_LIMIT / 2, "`{name}` took {verified}");
+    }
+}

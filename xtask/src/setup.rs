@@ -1,0 +1,138 @@
+//! `cargo xtask setup`: finds what is there and installs only what is missing.
+use anyhow::Result;
+use clap::Args as ClapArgs;
+
+use crate::apt::{self, Tool};
+use crate::report::Steps;
+use crate::toolchain::{self, Compiler, Linker};
+
+/// What to make ready for.
+#[derive(Clone, Copy, Debug, Default, ClapArgs)]
+pub(crate) struct Args {
+    /// Also install what the tests and benchmarks use: redis, promtool, nftables, iptables, ...
+    #[arg(long)]
+    pub(crate) tests: bool,
+}
+
+/// What building and the demo use.
+pub(crate) const BUILD_TOOLS: [Tool; 2] = [
+    Tool {
+        program: "cc",
+        package: "gcc",
+        why: "links Rust programs",
+    },
+    Tool {
+        program: "ip",
+        package: "iproute2",
+        why: "makes namespaces and veth pairs",
+    },
+];
+
+/// What tests and benchmarks use besides.
+pub(crate) const TEST_TOOLS: [Tool; 6] = [
+    Tool {
+        program: "redis-server",
+        package: "redis-server",
+        why: "the shared store under test",
+    },
+    Tool {
+        program: "promtool",
+        package: "prometheus",
+        why: "judges the metrics page",
+    },
+    Tool {
+        program: "nft",
+        package: "nftables",
+        why: "a rival in the benchmarks",
+    },
+    Tool {
+        program: "iptables",
+        package: "iptables",
+        why: "breaks connections in tests, and a rival in the benchmarks",
+    },
+    Tool {
+        program: "bpftool",
+        package: "bpftool",
+        why: "tampers with links in tests",
+    },
+    Tool {
+        program: "ping",
+        package: "iputils-ping",
+        why: "checks that namespaces are connected",
+    },
+];
+
+/// Entry point.
+pub(crate) fn main(args: Args) -> Result<()> {
+    ensure(args)?;
+    println!("ready");
+    Ok(())
+}
+
+/// Makes the machine ready, and says each step.
+pub(crate) fn ensure(args: Args) -> Result<()> {
+    let mut steps = Steps::new(if args.tests { 4 } else { 3 });
+    steps.step("tools to build", || apt::ensure(&BUILD_TOOLS))?;
+    let mut compiler = None;
+    steps.step(
+        "compiler for the kernel program (rustc with the sources of core)",
+        || {
+            let (found, said) = ensure_compiler()?;
+            compiler = Some(found);
+            Ok(said)
+        },
+    )?;
+    steps.step("linker for the kernel program (bpf-linker)", || {
+        compiler
+            .as_ref()
+            .map_or_else(|| Ok(String::new()), ensure_linker)
+    })?;
+    if args.tests {
+        steps.step("tools to test", || apt::ensure(&TEST_TOOLS))?;
+    }
+    Ok(())
+}
+
+fn ensure_compiler() -> Result<(Compiler, String)> {
+    if let Some(found) = toolchain::compiler() {
+        let said = format!("found {}", describe_compiler(&found));
+        return Ok((found, said));
+    }
+    let installed = toolchain::install_compiler()?;
+    let said = format!("installed {}", describe_compiler(&installed));
+    Ok((installed, said))
+}
+
+fn ensure_linker(compiler: &Compiler) -> Result<String> {
+    match toolchain::linker() {
+        Some(found) if found.fits(compiler) => Ok(format!("found {}", describe_linker(&found))),
+        Some(older) => {
+            println!(
+                "      {} is too old for this compiler",
+                describe_linker(&older)
+            );
+            let linker = toolchain::install_linker(compiler)?;
+            Ok(format!("installed {}", describe_linker(&linker)))
+        }
+        None => {
+            let linker = toolchain::install_linker(compiler)?;
+            Ok(format!("installed {}", describe_linker(&linker)))
+        }
+    }
+}
+
+/// A compiler in one line.
+pub(crate) fn describe_compiler(compiler: &Compiler) -> String {
+    format!(
+        "toolchain `{}`: {}, LLVM {}",
+        compiler.toolchain, compiler.version, compiler.llvm
+    )
+}
+
+/// A linker in one line.
+pub(crate) fn describe_linker(linker: &Linker) -> String {
+    match linker.llvm {
+        Some(llvm) => format!("{}, LLVM {llvm}", linker.version),
+        None => linker.version.clone(),
+    }
+}

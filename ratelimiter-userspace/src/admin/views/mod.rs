@@ -1,0 +1,18 @@
+//! What is answered, by subject. Every type reads back what it writes, so that the command line
+//! uses the same ones; a newer agent may add fields, which are ignored.
+
+mod change;
+mod page;
+mod policy;
+mod source;
+mod status;
+
+pub use change::{
+    Change, ChangeView, Changed, Difference, DryRun, Event, EventKind, Pending, Tagged,
+};
+pub use page::{DEFAULT_PAGE, MAX_PAGE, Page, PageQuery};
+pub use policy::{ClientView, DefinedIn, LimitRow, ListEntryView, Owner, SegmentView};
+pub use source::{Explanation, ResetAnswer, Rule, RuleKind, SourceRow, UnitState};
+pub use status::{
+    AttachRequest, CountView, CrowdView, InterfaceView, Readiness, Status, StoreView, TableView,
+};

@@ -104,6 +104,19 @@ pub struct Coarse {
 pub const COARSE_ENTRIES: u32 = 1;
 /// Number of `u64` words of `PROMOTED`: 2^20 bits.
 pub const PROMOTED_WORDS: u32 = 1 << 14;
+/// Bit of `FINE4` of an IPv4 address (host order): its /24. Word `bit >> 6`, bit `bit & 63`.
+#[must_use]
+pub const fn fine4_bit(address: u32) -> u32 {
+    address >> 8
+}
+
+/// Bit of `FINE6` of the top 32 bits of an IPv6 address: a hash, so that neighbours spread. Two
+/// that share a bit cost each other a look-up, never a verdict.
+#[must_use]
+pub const fn fine6_bit(top: u32) -> u32 {
+    top.wrapping_mul(0x9e37_79b1) >> 8
+}
+
 /// Number of `u64` words of `FINE4` and `FINE6`: 2^24 bits.
 pub const FINE_WORDS: u32 = 1 << 18;
 

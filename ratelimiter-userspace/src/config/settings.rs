@@ -122,15 +122,15 @@ pub struct Tables {
     pub crowd6_ways: u32,
     /// Words (IPv4) and ways (IPv6) of each of the 15 regions for wide segments and further units.
     /// A power of two.
-    pub wide_region_words: u32,
+    pub region_words: u32,
     /// Sources with an entry of their own; three quarters of it may be configured.
-    pub tracked_entries: u32,
+    pub tracked: u32,
     /// Policies: one per segment, and one per client with packet limits of its own.
     pub policies: u32,
-    /// IPv4 prefixes of clients, segments and lists.
-    pub prefixes4: u32,
-    /// IPv6 prefixes of clients, segments and lists.
-    pub prefixes6: u32,
+    /// Prefixes of clients, segments and lists, per IP version.
+    pub prefixes: u32,
+    /// Bytes of the ring buffer for sampled drops. A power of two.
+    pub events_bytes: u32,
 }
 
 /// How often state is exchanged and saved.
@@ -289,11 +289,11 @@ impl Default for Tables {
         Self {
             crowd4_words: 1 << 20,
             crowd6_ways: 1 << 19,
-            wide_region_words: 1 << 16,
-            tracked_entries: 262_144,
-            policies: 65_536,
-            prefixes4: 1_200_000,
-            prefixes6: 1_200_000,
+            region_words: 1 << 16,
+            tracked: 262_144,
+            policies: 32_768,
+            prefixes: 1 << 21,
+            events_bytes: 1 << 18,
         }
     }
 }

@@ -4,10 +4,21 @@
 //! argument.
 //!
 //! - [`model`]: segments, clients, limits, lists - one [`model::Document`]
-//! - [`plan`]: installed against desired, as a list of updates
-//! - [`rate`]: `500/s`, `50/5m`, exactly
 //! - [`units`]: `10k/min`, `5m`, `1GiB` as people write them
+//! - [`validate`]: what is wrong with a document
+//! - [`resolve`]: which limits apply to whom
+//! - [`set`]: a document compiled to the state the kernel shall have; made of [`slots`] (numbers),
+//!   [`prefixes`] (what the tries hold), [`lookup`] (who asks them) and [`keys`] (buckets)
+//! - [`clock`]: unit clocks: first pieces, edits, ways back
+//! - [`plan`]: installed against desired, as a list of updates
+pub mod clock;
+pub mod keys;
+pub mod lookup;
 pub mod model;
 pub mod plan;
-pub mod rate;
+pub mod prefixes;
+pub mod resolve;
+pub mod set;
+pub mod slots;
 pub mod units;
+pub mod validate;

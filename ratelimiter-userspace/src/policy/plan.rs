@@ -5,9 +5,20 @@
 //! before the prefixes that name them, prefixes before the generation that makes tracked sources
 //! look again, removals last.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ratelimiter_common::abi::config::ZONES;
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue, Zone};
 use ratelimiter_common::abi::tracked::SourceKey;
-use ratelimiter_common::vclock::SegmentClock;
+use ratelimiter_common::quota::KERNEL_UNITS;
+use ratelimiter_common::vclock::{LEAD_NS, SegmentClock, Speed, UnitClock};
+use ratelimiter_common::verdict::Mode;
+
+use super::clock::{self, ClockTarget, Edit};
+use super::lookup::Lookup;
+use super::set::{Compiled, PolicyTarget};
+use super::slots::UNUSED_ZONE;
 
 /// An IP prefix as the kernel's tries know it; host bits are zero.
 pub type Prefix = ipnet::IpNet;
@@ -78,4 +89,484 @@ pub enum Update {
         /// New burst in fractions of a unit.
         level: u64,
     },
+}
+
+/// What the kernel holds, as the agent remembers it or has read it back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Installed {
+    /// Policy entries in force, by slot.
+    pub policies: BTreeMap<u32, PolicyEntry>,
+    /// Segment clocks in force, by number.
+    pub segments: BTreeMap<u32, SegmentClock>,
+    /// Zones by number.
+    pub zones: [Zone; ZONES],
+    /// What the tries hold, ascending.
+    pub prefixes: Arc<Vec<(Prefix, PrefixValue)>>,
+    /// What the coarse bytes and fine bits hold.
+    pub lookup: Arc<Lookup>,
+    /// Configured tracked sources, ascending by key. Promoted sources are not among them: whoever
+    /// promotes them demotes them.
+    pub tracked: Arc<Vec<(SourceKey, u32)>>,
+    /// `CONFIG.flags`.
+    pub flags: u32,
+}
+
+impl Default for Installed {
+    fn default() -> Self {
+        Self {
+            policies: BTreeMap::new(),
+            segments: BTreeMap::new(),
+            zones: [UNUSED_ZONE; ZONES],
+            prefixes: Arc::default(),
+            lookup: Arc::default(),
+            tracked: Arc::default(),
+            flags: 0,
+        }
+    }
+}
+
+/// Nanoseconds allowed for applying one policy update: a change of many policies is dated so that
+/// the last is written before its moment.
+pub const PACE_NS: u64 = 5_000;
+/// Dates that differ by less are the same date: readings of two clocks are never simultaneous.
+const SAME_DATE_NS: u64 = 100_000_000;
+
+/// A list of updates, and whether it is all.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// Updates in the order in which they must be applied.
+    pub updates: Vec<Update>,
+    /// If set, some policies could not be changed yet: apply this plan, and plan again at this
+    /// time (CLOCK_MONOTONIC), less than [`LEAD_NS`] ahead.
+    pub again_at_ns: Option<u64>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.updates.is_empty() && self.again_at_ns.is_none()
+    }
+}
+
+/// Computes what turns `installed` into `desired`.
+///
+/// `now_ns` is CLOCK_MONOTONIC. The updates must be applied within [`LEAD_NS`] of it, else changes
+/// of running clocks come too late for some CPUs; a caller that was held up plans again.
+#[must_use]
+pub fn plan(installed: &Installed, desired: &Compiled, now_ns: u64) -> Plan {
+    let mut plan = Plan::default();
+    let mut clamps = Vec::new();
+    policies(installed, desired, now_ns, &mut plan, &mut clamps);
+    zones(installed, desired, &mut plan.updates, true);
+
+    let (track, untrack) = difference(&installed.tracked, &desired.tracked, |_, _| true);
+    for chunk in track.chunks(BATCH) {
+        plan.updates.push(Update::Track(chunk.to_vec()));
+    }
+    let (put, gone) = difference(&installed.prefixes, &desired.prefixes, same_value);
+    for chunk in put.chunks(BATCH) {
+        plan.updates.push(Update::Prefixes(chunk.to_vec()));
+    }
+    lookup(installed, desired, &mut plan.updates);
+    if installed.flags != desired.flags {
+        plan.updates.push(Update::Flags(desired.flags));
+    }
+    for chunk in gone.chunks(BATCH) {
+        plan.updates.push(Update::RemovePrefixes(chunk.to_vec()));
+    }
+    if !put.is_empty() || !gone.is_empty() {
+        plan.updates.push(Update::BumpGeneration);
+    }
+    for chunk in untrack.chunks(BATCH) {
+        plan.updates.push(Update::Untrack(chunk.to_vec()));
+    }
+    zones(installed, desired, &mut plan.updates, false);
+    for slot in installed.policies.keys() {
+        if !desired.policies.contains_key(slot) {
+            plan.updates.push(Update::RemovePolicy(*slot));
+        }
+    }
+    plan.updates.extend(clamps);
+    plan
+}
+
+/// Segment clocks and policies: new ones and changed ones.
+fn policies(
+    installed: &Installed,
+    desired: &Compiled,
+    now_ns: u64,
+    plan: &mut Plan,
+    clamps: &mut Vec<Update>,
+) {
+    let mut at_ns = now_ns.saturating_add(LEAD_NS);
+    let mut clocks = installed.segments.clone();
+    for number in desired.segments.values() {
+        let in_use = installed
+            .policies
+            .values()
+            .any(|entry| entry.segment == *number);
+        let clock = match clocks.get(number) {
+            None => SegmentClock::REAL,
+            // Left behind slowed by a segment that is gone: its successor starts at full speed.
+            Some(clock) if !in_use && !runs_fully(clock, now_ns) => {
+                clock::turn_segment(clock, Speed::ONE, now_ns, at_ns)
+            }
+            Some(_) => continue,
+        };
+        clocks.insert(*number, clock);
+        plan.updates.push(Update::Segment {
+            segment: *number,
+            clock,
+        });
+    }
+    let clock_of = |number: u32| clocks.get(&number).copied().unwrap_or(SegmentClock::REAL);
+    for (slot, target) in &desired.policies {
+        let segment = clock_of(target.segment);
+        let entry = match installed.policies.get(slot) {
+            Some(entry) if entry.identity == target.identity => {
+                let mut running = *entry;
+                if entry.segment != target.segment {
+                    running.segment = target.segment;
+                    let before = clock_of(entry.segment);
+                    for (unit, clock) in running.clocks.iter_mut().enumerate() {
+                        if entry.units & 1 << unit != 0 {
+                            *clock = clock::rebase(clock, &before, &segment, now_ns);
+                        }
+                    }
+                }
+                match changed(entry, &running, target, &segment, [now_ns, at_ns], clamps) {
+                    Ok(None) => continue,
+                    Ok(Some(entry)) => {
+                        at_ns = at_ns.saturating_add(PACE_NS);
+                        entry
+                    }
+                    Err(until_ns) => {
+                        plan.again_at_ns = plan.again_at_ns.max(Some(until_ns));
+                        continue;
+                    }
+                }
+            }
+            before => created(*slot, target, &segment, now_ns, before),
+        };
+        plan.updates.push(Update::Policy(Box::new(entry)));
+    }
+}
+
+fn runs_fully(clock: &SegmentClock, now_ns: u64) -> bool {
+    clock
+        .pieces
+        .iter()
+        .all(|piece| piece.speed == Speed::ONE || piece.from_ns > now_ns)
+}
+
+/// What one unit shall be, from a policy's target.
+fn wish(target: &PolicyTarget, unit: usize) -> ClockTarget {
+    ClockTarget {
+        target: target.units.get(unit).copied().flatten(),
+        way_back: target
+            .way_back
+            .map(|(at_ns, units)| (at_ns, units.get(unit).copied().flatten())),
+    }
+}
+
+fn concerns(wish: &ClockTarget) -> bool {
+    wish.target.is_some() || wish.way_back.is_some_and(|(_, back)| back.is_some())
+}
+
+/// Where the unit clocks of a new policy start: far apart for different policies, so that words
+/// left in a region of the crowd by one are not read as debt of the next. 44 bits: the words of
+/// the smallest region hold 45.
+fn start_base(identity: [u64; 2], unit: usize, now_ns: u64) -> u64 {
+    let mixed = (identity[0] ^ identity[1].rotate_left(17 + unit as u32))
+        .wrapping_add(now_ns.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    (mixed ^ mixed >> 29) & ((1 << 44) - 1)
+}
+
+fn created(
+    slot: u32,
+    target: &PolicyTarget,
+    segment: &SegmentClock,
+    now_ns: u64,
+    before: Option<&PolicyEntry>,
+) -> PolicyEntry {
+    let mut entry = PolicyEntry {
+        identity: target.identity,
+        units: 0,
+        segment: target.segment,
+        slot,
+        tag: target.tag,
+        revision: before.map_or(1, |before| before.revision.wrapping_add(1)),
+        reserved: 0,
+        clocks: [UnitClock::single(ratelimiter_common::vclock::Piece::UNUSED); KERNEL_UNITS],
+    };
+    for (unit, place) in entry.clocks.iter_mut().enumerate() {
+        let wish = wish(target, unit);
+        if concerns(&wish) {
+            entry.units |= 1 << unit;
+            let base = start_base(target.identity, unit, now_ns);
+            *place = clock::first(&wish, segment, now_ns, base);
+        }
+    }
+    entry
+}
+
+/// The entry that turns `entry` into `target`; `Ok(None)` if it already is, `Err` with the moment
+/// to try again. `running` is `entry` on the time of the segment it shall belong to.
+fn changed(
+    entry: &PolicyEntry,
+    running: &PolicyEntry,
+    target: &PolicyTarget,
+    segment: &SegmentClock,
+    [now_ns, at_ns]: [u64; 2],
+    clamps: &mut Vec<Update>,
+) -> Result<Option<PolicyEntry>, u64> {
+    let mut next = *running;
+    let mut lowered = Vec::new();
+    for (unit, place) in next.clocks.iter_mut().enumerate() {
+        let wish = wish(target, unit);
+        let limited = entry.units & 1 << unit != 0;
+        if !limited {
+            if concerns(&wish) {
+                next.units |= 1 << unit;
+                let base = start_base(target.identity, unit, now_ns);
+                // Nothing is owed in a unit that was not counted: it may start at once.
+                *place = clock::first(&wish, segment, now_ns, base);
+            }
+            continue;
+        }
+        if !concerns(&wish) {
+            next.units &= !(1 << unit);
+            *place = UnitClock::single(ratelimiter_common::vclock::Piece::UNUSED);
+            continue;
+        }
+        match clock::edit(place, &wish, segment, now_ns, at_ns) {
+            Edit::Unchanged => {}
+            Edit::Busy { until_ns } => return Err(until_ns),
+            Edit::Changed(edited) => {
+                let (before, after) = (place.piece(now_ns), edited.piece(at_ns));
+                if after.mode != Mode::Off as u32 && after.burst < before.burst {
+                    lowered.push(Update::Clamp {
+                        slot: entry.slot,
+                        not_before_ns: at_ns,
+                        unit: unit as u32,
+                        level: after.burst,
+                    });
+                }
+                *place = edited;
+            }
+        }
+    }
+    if next == *entry {
+        return Ok(None);
+    }
+    next.revision = entry.revision.wrapping_add(1);
+    clamps.extend(lowered);
+    Ok(Some(next))
+}
+
+/// Zones to be filled (before any prefix names them) or emptied (after none does).
+fn zones(installed: &Installed, desired: &Compiled, updates: &mut Vec<Update>, fill: bool) {
+    for (number, (has, wants)) in (0..).zip(installed.zones.iter().zip(&desired.zones)) {
+        if has != wants && (wants.used == 1) == fill {
+            updates.push(Update::Zone {
+                zone: number,
+                value: *wants,
+            });
+        }
+    }
+}
+
+fn same_value(a: &PrefixValue, b: &PrefixValue) -> bool {
+    let same_date = a.until_ns == b.until_ns
+        || (a.until_ns.abs_diff(b.until_ns) < SAME_DATE_NS
+            && a.until_ns != u64::MAX
+            && b.until_ns != u64::MAX);
+    same_date
+        && PrefixValue {
+            until_ns: b.until_ns,
+            ..*a
+        } == *b
+}
+
+/// What must be put (new, or not the same) and what is gone, of two ascending lists.
+fn difference<K: Ord + Copy, V: Copy>(
+    has: &Arc<Vec<(K, V)>>,
+    wants: &Arc<Vec<(K, V)>>,
+    same: impl Fn(&V, &V) -> bool,
+) -> (Vec<(K, V)>, Vec<K>) {
+    let (mut put, mut gone) = (Vec::new(), Vec::new());
+    if Arc::ptr_eq(has, wants) {
+        return (put, gone);
+    }
+    let mut has = has.iter().peekable();
+    for (key, value) in wants.iter() {
+        while let Some((old, _)) = has.next_if(|(old, _)| old < key) {
+            gone.push(*old);
+        }
+        match has.next_if(|(old, _)| old == key) {
+            Some((_, old)) if same(old, value) => {}
+            _ => put.push((*key, *value)),
+        }
+    }
+    gone.extend(has.map(|(key, _)| *key));
+    (put, gone)
+}
+
+/// Coarse bytes and fine bits. Bits are set before the byte that makes packets ask for them, and
+/// cleared after the byte that makes packets stop asking.
+fn lookup(installed: &Installed, desired: &Compiled, updates: &mut Vec<Update>) {
+    let (has, wants) = (&installed.lookup, &desired.lookup);
+    if Arc::ptr_eq(has, wants) {
+        return;
+    }
+    for v6 in [false, true] {
+        let table = usize::from(v6);
+        let (Some(has_fine), Some(wants_fine)) = (has.fine.get(table), wants.fine.get(table))
+        else {
+            continue;
+        };
+        let (Some(has_coarse), Some(wants_coarse)) =
+            (has.coarse.get(table), wants.coarse.get(table))
+        else {
+            continue;
+        };
+        let (mut setting, mut clearing) = (Vec::new(), Vec::new());
+        for (index, (old, new)) in (0..).zip(has_fine.iter().zip(wants_fine)) {
+            let both = old | new;
+            if both != *old {
+                setting.push((index, both));
+            }
+            if both != *new {
+                clearing.push((index, *new));
+            }
+        }
+        let bytes: Vec<(u16, u8)> = (0..=u16::MAX)
+            .zip(has_coarse.iter().zip(wants_coarse))
+            .filter(|(_, (old, new))| old != new)
+            .map(|(index, (_, new))| (index, *new))
+            .collect();
+        if !setting.is_empty() {
+            updates.push(Update::Fine { v6, words: setting });
+        }
+        if !bytes.is_empty() {
+            updates.push(Update::Coarse { v6, bytes });
+        }
+        if !clearing.is_empty() {
+            updates.push(Update::Fine {
+                v6,
+                words: clearing,
+            });
+        }
+    }
+}
+
+/// Clamps for limits whose burst is smaller than that of the piece before: what a way back, once
+/// its time has come, leaves to be done. Harmless when done twice.
+#[must_use]
+pub fn clamps_in_force(policies: &BTreeMap<u32, PolicyEntry>, now_ns: u64) -> Vec<Update> {
+    let mut clamps = Vec::new();
+    for (slot, entry) in policies {
+        for (unit, clock) in (0..).zip(&entry.clocks) {
+            let in_force = clock.piece(now_ns);
+            let larger = clock
+                .pieces
+                .iter()
+                .any(|piece| piece.from_ns < in_force.from_ns && piece.burst > in_force.burst);
+            if entry.units & 1 << unit != 0 && larger && in_force.mode != Mode::Off as u32 {
+                clamps.push(Update::Clamp {
+                    slot: *slot,
+                    not_before_ns: in_force.from_ns,
+                    unit,
+                    level: in_force.burst,
+                });
+            }
+        }
+    }
+    clamps
+}
+
+impl Installed {
+    /// Remembers that `updates` were applied, all of them.
+    pub fn apply(&mut self, updates: &[Update]) {
+        let mut put = Vec::new();
+        let mut gone = Vec::new();
+        let mut track = Vec::new();
+        let mut untrack = Vec::new();
+        for update in updates {
+            match update {
+                Update::Policy(entry) => {
+                    self.policies.insert(entry.slot, **entry);
+                }
+                Update::RemovePolicy(slot) => {
+                    self.policies.remove(slot);
+                }
+                Update::Segment { segment, clock } => {
+                    self.segments.insert(*segment, *clock);
+                }
+                Update::Zone { zone, value } => {
+                    if let Some(place) = self.zones.get_mut(*zone as usize) {
+                        *place = *value;
+                    }
+                }
+                Update::Prefixes(list) => put.extend_from_slice(list),
+                Update::RemovePrefixes(list) => gone.extend_from_slice(list),
+                Update::Coarse { v6, bytes } => {
+                    let lookup = Arc::make_mut(&mut self.lookup);
+                    if let Some(table) = lookup.coarse.get_mut(usize::from(*v6)) {
+                        for (index, byte) in bytes {
+                            if let Some(place) = table.get_mut(usize::from(*index)) {
+                                *place = *byte;
+                            }
+                        }
+                    }
+                }
+                Update::Fine { v6, words } => {
+                    let lookup = Arc::make_mut(&mut self.lookup);
+                    if let Some(table) = lookup.fine.get_mut(usize::from(*v6)) {
+                        for (index, word) in words {
+                            if let Some(place) = table.get_mut(*index as usize) {
+                                *place = *word;
+                            }
+                        }
+                    }
+                }
+                Update::Track(list) => track.extend_from_slice(list),
+                Update::Untrack(list) => untrack.extend_from_slice(list),
+                Update::Flags(flags) => self.flags = *flags,
+                Update::BumpGeneration | Update::Clamp { .. } => {}
+            }
+        }
+        revise(&mut self.prefixes, put, gone);
+        revise(&mut self.tracked, track, untrack);
+    }
+}
+
+/// Puts and removes keys of an ascending list in one pass.
+fn revise<K: Ord + Copy, V: Copy>(
+    list: &mut Arc<Vec<(K, V)>>,
+    mut put: Vec<(K, V)>,
+    mut gone: Vec<K>,
+) {
+    if put.is_empty() && gone.is_empty() {
+        return;
+    }
+    put.sort_by_key(|(key, _)| *key);
+    gone.sort_unstable();
+    let mut revised = Vec::with_capacity(list.len() + put.len());
+    let mut put = put.into_iter().peekable();
+    let mut gone = gone.into_iter().peekable();
+    for (key, value) in list.iter() {
+        while let Some(new) = put.next_if(|(new, _)| new < key) {
+            revised.push(new);
+        }
+        while gone.next_if(|old| old < key).is_some() {}
+        if let Some(new) = put.next_if(|(new, _)| new == key) {
+            revised.push(new);
+        } else if gone.peek() != Some(key) {
+            revised.push((*key, *value));
+        }
+    }
+    revised.extend(put);
+    *list = Arc::new(revised);
 }

@@ -104,6 +104,7 @@ pub struct Coarse {
 pub const COARSE_ENTRIES: u32 = 1;
 /// Number of `u64` words of `PROMOTED`: 2^20 bits.
 pub const PROMOTED_WORDS: u32 = 1 << 14;
+
 /// Bit of `FINE4` of an IPv4 address (host order): its /24. Word `bit >> 6`, bit `bit & 63`.
 #[must_use]
 pub const fn fine4_bit(address: u32) -> u32 {

@@ -9,13 +9,19 @@
 //! - [`gcra`]: the token bucket decision
 //! - [`window`]: the request algorithms, token bucket and windows under one contract
 //! - [`verdict`]: what becomes of a packet, and why
+//! - [`parse`], [`source`]: from a frame to the key of its bucket
+//! - [`crowd`], [`perm`]: the arithmetic of the flat tables
 //! - [`abi`]: every byte the kernel program and the agent share
 #![cfg_attr(not(any(test, feature = "std")), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod abi;
+pub mod crowd;
 pub mod gcra;
+pub mod parse;
+pub mod perm;
 pub mod quota;
+pub mod source;
 pub mod vclock;
 pub mod verdict;
 pub mod window;

@@ -222,7 +222,7 @@ fn merge_if_due(settings: &Settings, state: &mut State, view: &View<'_>, news: &
     let before = state.factor.get();
     state.factor = state
         .factor
-        .after_report(settings, rt_s, merged.errors, merged.period_s);
+        .after_report(settings, rt_s, merged.errors, merged.elapsed_s);
     news.factor(settings, before, state.factor.get(), rt_s, &merged);
     if settings.law == Law::Budget {
         let sample = Sample {

@@ -90,8 +90,10 @@ pub enum Refusal {
 pub struct Merged {
     /// When the period ended, on the controller's clock, in seconds.
     pub end_s: f64,
-    /// Its length in seconds, never more than the time since the merge before it.
+    /// Its length in seconds, as the sources claim.
     pub period_s: f64,
+    /// Its length in seconds, at most the time since the merge before it.
+    pub elapsed_s: f64,
     /// Average response time, in seconds; `None` if nothing was served.
     pub rt_s: Option<f64>,
     /// Share of failed requests, 0..=1.
@@ -301,7 +303,8 @@ fn merge(voices: &[Voice], since_s: Option<f64>) -> Option<Merged> {
     let period_s = combine(voices.iter().map(|voice| (voice.period_s, 1.0)).collect())?;
     Some(Merged {
         end_s: weighted(&|voice| Some(voice.end_s))?,
-        period_s: period_s.min(since_s.unwrap_or(MERGE_WAIT_MAX_S)),
+        period_s,
+        elapsed_s: period_s.min(since_s.unwrap_or(MERGE_WAIT_MAX_S)),
         rt_s: weighted(&|voice| voice.rt_s),
         errors: weighted(&|voice| Some(voice.errors))?,
         sources: voices.len(),

@@ -13,8 +13,8 @@ const LOAD_FROM: f64 = 0.75;
 const LOAD_FULL: f64 = 0.95;
 /// Share of a new load reading that is believed.
 const LOAD_SMOOTHING: f64 = 0.3;
-/// Differences up to this are no reason to move.
-const DEAD_BAND: f64 = 0.06;
+/// Backlash: the scale follows at this distance, so that a turn takes a swing of twice as much.
+const BACKLASH: f64 = 0.06;
 /// A client is well below its limit under the first, at its limit above the second.
 const USE_LOW: f64 = 0.5;
 const USE_HIGH: f64 = 0.9;
@@ -75,8 +75,8 @@ impl Settings {
 
 /// The load part of the window: one number per host (or fleet).
 ///
-/// A static map of the smoothed load with a dead band and a bounded slew. It has no integrator and
-/// so no cycle of its own.
+/// A static map of the smoothed load with backlash and a bounded slew. It has no integrator and so
+/// no cycle of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scale {
     scale: f64,
@@ -109,11 +109,11 @@ impl Scale {
         let before = self.load.unwrap_or(load);
         let load = before + LOAD_SMOOTHING * (load - before);
         let excess = ((load - LOAD_FROM) / (LOAD_FULL - LOAD_FROM)).clamp(0.0, 1.0);
-        let target = 1.0 - (1.0 - settings.min) * excess;
-        let mut scale = self.scale;
-        if (target - scale).abs() > DEAD_BAND {
-            scale += (target - scale).clamp(-settings.step, settings.step / 2.0);
-        }
+        // The target goes beyond both ends by the backlash, so that the scale reaches them.
+        let target = 1.0 + BACKLASH - (1.0 - settings.min + 2.0 * BACKLASH) * excess;
+        let near = self.scale.clamp(target - BACKLASH, target + BACKLASH);
+        let step = (near - self.scale).clamp(-settings.step, settings.step / 2.0);
+        let scale = self.scale + step;
         Self {
             scale: scale.clamp(settings.min, 1.0),
             load: Some(load),

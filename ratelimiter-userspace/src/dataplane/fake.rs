@@ -62,7 +62,7 @@ pub struct FakeState {
     pub refuse_next_apply: Option<String>,
 }
 
-/// The in-memory stand-in of `XdpDataPlane`.
+/// The in-memory stand-in of [`super::XdpDataPlane`].
 #[derive(Debug)]
 pub struct FakeDataPlane {
     state: Mutex<FakeState>,
@@ -87,7 +87,7 @@ impl FakeDataPlane {
                     schema: SCHEMA,
                     flags: 0,
                     prefix_generation: 0,
-                    v6_prefix_len: 64,
+                    v6_prefix_len: u32::from(tables.v6_prefix_len),
                     v6_mask: u64::MAX,
                     perm: PermKey {
                         xor: [1, 2],

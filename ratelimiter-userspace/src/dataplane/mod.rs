@@ -1,17 +1,38 @@
 //! The kernel's maps, programs and links: load or adopt, attach, apply, observe.
 //!
-//! [`DataPlane`] is the role, `XdpDataPlane` the mechanism, [`FakeDataPlane`] the stand-in for
+//! [`DataPlane`] is the role, [`XdpDataPlane`] the mechanism, [`FakeDataPlane`] the stand-in for
 //! tests of the agent. Nothing here decides a policy: the only language spoken to a data plane is
 //! [`crate::policy::plan::Update`]. This is the only module that writes kernel maps, and it knows
 //! neither `store/` nor `http/`.
 //!
 //! Every call blocks for as long as its system calls take; call from a thread that may block
 //! (`tokio::task::spawn_blocking`). All calls may be made from several threads at once.
+mod apply;
+mod attach;
+mod capacity;
+pub mod caps;
+mod crowd;
+mod entries;
 pub mod error;
 pub mod fake;
+mod figures;
+mod installed;
+mod loader;
+mod maps;
+mod merge;
+mod mmap;
+mod netlink;
 pub mod object;
+mod observe;
+mod pins;
+mod pod;
+mod redate;
+mod shape;
 pub mod state;
+mod sys;
 pub mod tables;
+mod watch;
+mod xdp;
 
 use ratelimiter_common::abi::counters::Sample;
 use ratelimiter_common::abi::merge::MergeOp;
@@ -19,11 +40,13 @@ use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
 
 pub use error::{Error, ErrorKind};
 pub use fake::FakeDataPlane;
+pub use pins::{Removed, detach_all};
 pub use state::{
     AttachMode, AttachOptions, CrowdFill, CrowdSource, Drained, Figures, Health, Installed,
     Interface, InterfaceState, Stats, TableFigure,
 };
 pub use tables::Tables;
+pub use xdp::{DEFAULT_ROOT, OpenOptions, XdpDataPlane};
 
 use crate::policy::plan::Update;
 

@@ -42,6 +42,8 @@ pub struct AttachOptions {
     pub mode: AttachMode,
     /// Whether a foreign XDP program may be replaced.
     pub replace: bool,
+    /// Whether an interface that does not exist (or refuses) is waited for instead of refused.
+    pub wait: bool,
 }
 
 /// Whether an interface is protected.

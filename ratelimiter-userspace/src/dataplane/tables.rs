@@ -24,6 +24,8 @@ pub struct Tables {
     pub prefixes: u32,
     /// Bytes of the event ring buffer, a power of two, a multiple of the page size.
     pub events_bytes: u32,
+    /// Length of the prefix that is one IPv6 source, 32..=64.
+    pub v6_prefix_len: u8,
 }
 
 impl Default for Tables {
@@ -36,6 +38,7 @@ impl Default for Tables {
             policies: 32_768,
             prefixes: 1 << 21,
             events_bytes: 1 << 18,
+            v6_prefix_len: 64,
         }
     }
 }
@@ -57,6 +60,7 @@ impl Tables {
             policies: 256,
             prefixes: 1 << 16,
             events_bytes: 1 << 16,
+            v6_prefix_len: 64,
         }
     }
 
@@ -86,6 +90,7 @@ impl Tables {
         range("tracked", self.tracked, 64, 1 << 24)?;
         range("policies", self.policies, 16, 1 << 20)?;
         range("prefixes", self.prefixes, 16, 1 << 24)?;
+        range("v6_prefix_len", u32::from(self.v6_prefix_len), 32, 64)?;
         power("events_bytes", self.events_bytes, 4_096, 1 << 28)
     }
 

@@ -1,0 +1,512 @@
+//! Applies updates to the maps: the only writer of policy.
+//!
+//! Entries are immutable and swapped in by their index; scalars change word by word; tracked
+//! sources are inserted without replacing, because replacing a value of the LRU table would lose
+//! what the kernel wrote to it and evict others.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use ratelimiter_common::abi::config::{Config, ZONES, flags};
+use ratelimiter_common::abi::merge::{MergeOp, op};
+use ratelimiter_common::abi::names;
+use ratelimiter_common::abi::policy::{PolicyEntry, PrefixKey4, PrefixKey6, PrefixValue, Zone};
+use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
+use ratelimiter_common::vclock::{LEAD_NS, PIECES, SegmentClock};
+
+use super::entries::{Entries, GRACE_NS};
+use super::loader::Kernel;
+use super::maps::Map;
+use super::pod::{bytes_of, bytes_of_mut, zeroed};
+use super::redate::{is_late, redate, redate_segment};
+use super::{Error, Tables, capacity, merge};
+use crate::clock::monotonic_ns;
+use crate::policy::plan::{Prefix, Update};
+
+/// How often a swap that came too late is made again.
+const SWAP_TRIES: usize = 4;
+
+/// How long `apply` itself waits for the moment of a clamp, in nanoseconds: the lead of a swap
+/// and as much again.
+const CLAMP_WAIT_NS: u64 = 2 * LEAD_NS;
+
+/// What the writer knows of the maps, so that it need not read them for each change and notices
+/// when something else wrote to them.
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) tables: Tables,
+    pub(super) config: Config,
+    pub(super) policies: Entries,
+    pub(super) segments: Entries,
+    pub(super) zones: [Zone; ZONES],
+    pub(super) tracked: u64,
+    pub(super) prefixes: [u64; 2],
+    /// Clamps to come: not before, (slot, unit), level.
+    clamps: Vec<(u64, (u32, u32), u64)>,
+    /// Whether an interface runs in generic mode.
+    generic: bool,
+}
+
+impl Writer {
+    /// Takes over the maps as they are.
+    pub(super) fn new(kernel: &Kernel, tables: Tables, adopted: bool) -> Result<Self, Error> {
+        let now_ns = monotonic_ns();
+        let entries = |index: &'static str, values: &'static str| {
+            let index_map = kernel.map(index)?;
+            let capacity = kernel.map(values)?.info.max_entries;
+            let current: Vec<u32> = index_map.array(index_map.info.max_entries)?;
+            if let Some(slot) = current.iter().position(|&entry| entry >= capacity) {
+                return Err(Error::Corrupt(format!(
+                    "map `{index}` names an entry beyond the {capacity} of `{values}` in slot {slot}"
+                )));
+            }
+            Ok(Entries::new(current, capacity, now_ns, !adopted))
+        };
+        let mut writer = Self {
+            tables,
+            config: kernel.map(names::CONFIG)?.at(0)?,
+            policies: entries(names::POLICY_INDEX, names::POLICIES)?,
+            segments: entries(names::SEGMENT_INDEX, names::SEGMENT_CLOCKS)?,
+            zones: [zeroed(); ZONES],
+            tracked: 0,
+            prefixes: [0; 2],
+            clamps: Vec::new(),
+            generic: false,
+        };
+        let zones: Vec<Zone> = kernel.map(names::ZONES)?.array(ZONES as u32)?;
+        for (place, zone) in writer.zones.iter_mut().zip(zones) {
+            *place = zone;
+        }
+        if adopted {
+            let tracked = kernel.map(names::TRACKED)?;
+            tracked.walk::<SourceKey, Tracked>(|_, _| writer.tracked += 1)?;
+            let [four, six] = &mut writer.prefixes;
+            kernel
+                .map(names::PREFIXES4)?
+                .walk::<PrefixKey4, PrefixValue>(|_, _| *four += 1)?;
+            kernel
+                .map(names::PREFIXES6)?
+                .walk::<PrefixKey6, PrefixValue>(|_, _| *six += 1)?;
+        }
+        Ok(writer)
+    }
+
+    /// Applies all updates in order, after checking that they fit.
+    pub(super) fn apply(&mut self, kernel: &Kernel, updates: &[Update]) -> Result<(), Error> {
+        capacity::check(self, kernel, updates)?;
+        for update in updates {
+            match update {
+                Update::Policy(entry) => self.policy(kernel, entry)?,
+                Update::RemovePolicy(slot) => self.swap_policy(kernel, *slot, 0)?,
+                Update::Segment { segment, clock } => self.segment(kernel, *segment, clock)?,
+                Update::Zone { zone, value } => self.zone(kernel, *zone, *value)?,
+                Update::Prefixes(prefixes) => {
+                    for (prefix, value) in prefixes {
+                        self.prefix(kernel, *prefix, value)?;
+                    }
+                }
+                Update::RemovePrefixes(prefixes) => {
+                    for prefix in prefixes {
+                        self.remove_prefix(kernel, *prefix)?;
+                    }
+                }
+                Update::Coarse { v6, bytes } => coarse(kernel, *v6, bytes)?,
+                Update::Fine { v6, words } => fine(kernel, *v6, words)?,
+                Update::Track(sources) => self.track(kernel, sources)?,
+                Update::Untrack(sources) => self.untrack(kernel, sources)?,
+                Update::Flags(flags) => self.change_config(kernel, |config, generic| {
+                    config.flags = (flags & !flags::GENERIC) | generic;
+                })?,
+                Update::BumpGeneration => self.change_config(kernel, |config, _| {
+                    config.prefix_generation = config.prefix_generation.wrapping_add(1);
+                })?,
+                Update::Clamp {
+                    slot,
+                    not_before_ns,
+                    unit,
+                    level,
+                } => {
+                    self.clamps.push((*not_before_ns, (*slot, *unit), *level));
+                }
+            }
+        }
+        self.clamp_soon(kernel)
+    }
+
+    /// Clamps what is due within a moment, after waiting for it; the watch does the rest.
+    fn clamp_soon(&mut self, kernel: &Kernel) -> Result<(), Error> {
+        let now_ns = monotonic_ns();
+        let soon = self
+            .clamps
+            .iter()
+            .map(|(not_before_ns, ..)| *not_before_ns)
+            .filter(|&not_before_ns| not_before_ns <= now_ns + CLAMP_WAIT_NS)
+            .max();
+        let Some(last) = soon else {
+            return Ok(());
+        };
+        // `park_timeout` may return early.
+        while let Some(wait_ns @ 1..) = last.checked_sub(monotonic_ns()) {
+            std::thread::park_timeout(Duration::from_nanos(wait_ns));
+        }
+        self.clamp_due(kernel, last)
+    }
+
+    /// Lowers tracked debts to bursts that have come into force: one walk for all of them.
+    pub(super) fn clamp_due(&mut self, kernel: &Kernel, now_ns: u64) -> Result<(), Error> {
+        let mut due = BTreeMap::new();
+        self.clamps.retain(|&(not_before_ns, place, level)| {
+            let is_due = not_before_ns <= now_ns;
+            if is_due {
+                due.insert(place, level);
+            }
+            !is_due
+        });
+        clamp(kernel, &due)
+    }
+
+    /// Tells the program whether any interface runs in generic mode.
+    pub(super) fn set_generic(&mut self, kernel: &Kernel, generic: bool) -> Result<(), Error> {
+        if self.generic == generic && (self.config.flags & flags::GENERIC != 0) == generic {
+            return Ok(());
+        }
+        self.generic = generic;
+        self.change_config(kernel, |config, generic| {
+            config.flags = (config.flags & !flags::GENERIC) | generic;
+        })
+    }
+
+    fn change_config(
+        &mut self,
+        kernel: &Kernel,
+        change: impl FnOnce(&mut Config, u32),
+    ) -> Result<(), Error> {
+        change(
+            &mut self.config,
+            if self.generic { flags::GENERIC } else { 0 },
+        );
+        self.write_config(kernel)
+    }
+
+    /// Makes `CONFIG` read as the writer has it; only words that differ are stored.
+    fn write_config(&self, kernel: &Kernel) -> Result<(), Error> {
+        let map = kernel.map(names::CONFIG)?;
+        let Some(memory) = &map.memory else {
+            return map.set(&0_u32, &self.config);
+        };
+        for (index, word) in words(bytes_of(&self.config)).enumerate() {
+            if memory.word(index) != word {
+                memory.store_word(index, word);
+            }
+        }
+        Ok(())
+    }
+
+    /// Repairs `CONFIG`, the indices and the zones where something else wrote to them; returns the
+    /// names of the maps it repaired.
+    pub(super) fn repair(&self, kernel: &Kernel) -> Result<Vec<&'static str>, Error> {
+        let mut repaired = Vec::new();
+        let config: Config = kernel.map(names::CONFIG)?.at(0)?;
+        if config != self.config {
+            self.write_config(kernel)?;
+            repaired.push(names::CONFIG);
+        }
+        for (name, entries) in [
+            (names::POLICY_INDEX, &self.policies),
+            (names::SEGMENT_INDEX, &self.segments),
+        ] {
+            let map = kernel.map(name)?;
+            let is: Vec<u32> = map.array(entries.index().len() as u32)?;
+            let mut differs = false;
+            for (slot, (is, should)) in is.iter().zip(entries.index()).enumerate() {
+                if is != should {
+                    store_half(map, slot as u32, *should)?;
+                    differs = true;
+                }
+            }
+            if differs {
+                repaired.push(name);
+            }
+        }
+        let map = kernel.map(names::ZONES)?;
+        let is: Vec<Zone> = map.array(ZONES as u32)?;
+        let mut differs = false;
+        for (number, (is, should)) in is.iter().zip(&self.zones).enumerate() {
+            if is != should {
+                store_zone(map, number as u32, *should)?;
+                differs = true;
+            }
+        }
+        if differs {
+            repaired.push(names::ZONES);
+        }
+        Ok(repaired)
+    }
+
+    // === entries ===
+
+    fn policy(&mut self, kernel: &Kernel, entry: &PolicyEntry) -> Result<(), Error> {
+        let map = kernel.map(names::POLICIES)?;
+        let before = match self.policies.current(entry.slot) {
+            0 => None,
+            index => Some(map.at::<PolicyEntry>(index)?),
+        };
+        let segment = self.segment_clock(kernel, entry.segment)?;
+        let mut entry = *entry;
+        for _ in 0..SWAP_TRIES {
+            let now_ns = monotonic_ns();
+            for (unit, clock) in entry.clocks.iter_mut().enumerate() {
+                let old = before.as_ref().and_then(|entry| entry.clocks.get(unit));
+                *clock = redate(old, clock, &segment, now_ns);
+            }
+            let place = wait_for_entry(&mut self.policies, names::POLICIES)?;
+            if let Err(error) = map.set(&place, &entry) {
+                self.policies.give_back(place);
+                return Err(error);
+            }
+            self.swap_policy(kernel, entry.slot, place)?;
+            let swapped_ns = monotonic_ns();
+            let late = entry.clocks.iter().enumerate().any(|(unit, clock)| {
+                let old = before.as_ref().and_then(|entry| entry.clocks.get(unit));
+                is_late(old, clock, swapped_ns)
+            });
+            if !late {
+                return Ok(());
+            }
+        }
+        tracing::warn!(
+            slot = entry.slot,
+            tries = SWAP_TRIES,
+            "a policy was swapped in after its date"
+        );
+        Ok(())
+    }
+
+    fn swap_policy(&mut self, kernel: &Kernel, slot: u32, entry: u32) -> Result<(), Error> {
+        store_half(kernel.map(names::POLICY_INDEX)?, slot, entry)?;
+        self.policies.swapped(slot, entry, monotonic_ns());
+        Ok(())
+    }
+
+    pub(super) fn segment_clock(
+        &self,
+        kernel: &Kernel,
+        segment: u32,
+    ) -> Result<SegmentClock, Error> {
+        kernel
+            .map(names::SEGMENT_CLOCKS)?
+            .at(self.segments.current(segment))
+    }
+
+    fn segment(
+        &mut self,
+        kernel: &Kernel,
+        segment: u32,
+        clock: &SegmentClock,
+    ) -> Result<(), Error> {
+        let before = self.segment_clock(kernel, segment)?;
+        let mut clock = *clock;
+        for _ in 0..SWAP_TRIES {
+            if let Some(moved) = redate_segment(&before, &clock, monotonic_ns()) {
+                clock = moved;
+            }
+            let place = wait_for_entry(&mut self.segments, names::SEGMENT_CLOCKS)?;
+            kernel.map(names::SEGMENT_CLOCKS)?.set(&place, &clock)?;
+            store_half(kernel.map(names::SEGMENT_INDEX)?, segment, place)?;
+            let swapped_ns = monotonic_ns();
+            self.segments.swapped(segment, place, swapped_ns);
+            let late = (1..PIECES).any(|at| {
+                clock.pieces.get(at).is_some_and(|piece| {
+                    piece.from_ns <= swapped_ns && !before.pieces.contains(piece)
+                })
+            });
+            if !late {
+                return Ok(());
+            }
+        }
+        tracing::warn!(
+            segment,
+            tries = SWAP_TRIES,
+            "a segment clock was swapped in after its date"
+        );
+        Ok(())
+    }
+
+    fn zone(&mut self, kernel: &Kernel, number: u32, zone: Zone) -> Result<(), Error> {
+        store_zone(kernel.map(names::ZONES)?, number, zone)?;
+        if let Some(place) = self.zones.get_mut(number as usize) {
+            *place = zone;
+        }
+        Ok(())
+    }
+
+    // === prefixes and sources ===
+
+    fn prefix(
+        &mut self,
+        kernel: &Kernel,
+        prefix: Prefix,
+        value: &PrefixValue,
+    ) -> Result<(), Error> {
+        let [four, six] = &mut self.prefixes;
+        match prefix {
+            IpNet::V4(net) => {
+                *four += u64::from(kernel.map(names::PREFIXES4)?.put(&key4(net), value)?);
+            }
+            IpNet::V6(net) => {
+                *six += u64::from(kernel.map(names::PREFIXES6)?.put(&key6(net), value)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_prefix(&mut self, kernel: &Kernel, prefix: Prefix) -> Result<(), Error> {
+        let [four, six] = &mut self.prefixes;
+        let (count, removed) = match prefix {
+            IpNet::V4(net) => (four, kernel.map(names::PREFIXES4)?.remove(&key4(net))?),
+            IpNet::V6(net) => (six, kernel.map(names::PREFIXES6)?.remove(&key6(net))?),
+        };
+        *count = count.saturating_sub(u64::from(removed));
+        Ok(())
+    }
+
+    fn track(&mut self, kernel: &Kernel, sources: &[(SourceKey, u32)]) -> Result<(), Error> {
+        let map = kernel.map(names::TRACKED)?;
+        let generation = u64::from(self.config.prefix_generation) << 32;
+        for &(key, slot) in sources {
+            let value = Tracked {
+                binding: generation | u64::from(slot),
+                ..Tracked::default()
+            };
+            self.tracked += u64::from(map.insert(&key, &value)?);
+        }
+        Ok(())
+    }
+
+    fn untrack(&mut self, kernel: &Kernel, sources: &[SourceKey]) -> Result<(), Error> {
+        let map = kernel.map(names::TRACKED)?;
+        for key in sources {
+            let removed = map.remove(key)?;
+            self.tracked = self.tracked.saturating_sub(u64::from(removed));
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn key4(net: ipnet::Ipv4Net) -> PrefixKey4 {
+    PrefixKey4 {
+        prefix_len: u32::from(net.prefix_len()),
+        address_be: net.network().octets(),
+    }
+}
+
+pub(super) fn key6(net: ipnet::Ipv6Net) -> PrefixKey6 {
+    PrefixKey6 {
+        prefix_len: u32::from(net.prefix_len()),
+        address_be: net.network().octets(),
+    }
+}
+
+/// Takes a free entry, waiting for one that rests.
+fn wait_for_entry(entries: &mut Entries, table: &str) -> Result<u32, Error> {
+    let began_ns = monotonic_ns();
+    loop {
+        let now_ns = monotonic_ns();
+        match entries.take(now_ns) {
+            Ok(entry) => return Ok(entry),
+            Err(Some(usable_at)) if now_ns < began_ns + 2 * GRACE_NS => {
+                let wait_ns = usable_at.saturating_sub(now_ns).min(GRACE_NS);
+                std::thread::park_timeout(Duration::from_nanos(wait_ns));
+            }
+            Err(_) => {
+                return Err(Error::Capacity(format!(
+                    "every entry of map `{table}` is in use; raise `policies`"
+                )));
+            }
+        }
+    }
+}
+
+/// The words of a structure whose size is a multiple of 8.
+fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
+    bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|chunk| u64::from_ne_bytes(*chunk))
+}
+
+/// Stores one element of an array of `u32`, by one store where the map's memory is shared.
+fn store_half(map: &Map, index: u32, value: u32) -> Result<(), Error> {
+    match &map.memory {
+        // The kernel spaces elements by 8 bytes.
+        Some(memory) => {
+            memory.store_half(index as usize * 2, value);
+            Ok(())
+        }
+        None => map.set(&index, &value),
+    }
+}
+
+fn store_zone(map: &Map, number: u32, zone: Zone) -> Result<(), Error> {
+    match (&map.memory, words(bytes_of(&zone)).next()) {
+        (Some(memory), Some(word)) => {
+            memory.store_word(number as usize, word);
+            Ok(())
+        }
+        _ => map.set(&number, &zone),
+    }
+}
+
+fn coarse(kernel: &Kernel, v6: bool, bytes: &[(u16, u8)]) -> Result<(), Error> {
+    let map = kernel.map(if v6 { names::COARSE6 } else { names::COARSE4 })?;
+    if let Some(memory) = &map.memory {
+        for &(index, byte) in bytes {
+            memory.store_byte(usize::from(index), byte);
+        }
+        return Ok(());
+    }
+    let mut table = Box::new(map.at::<ratelimiter_common::abi::config::Coarse>(0)?);
+    for &(index, byte) in bytes {
+        if let Some(place) = bytes_of_mut(&mut *table).get_mut(usize::from(index)) {
+            *place = byte;
+        }
+    }
+    map.set(&0_u32, &*table)
+}
+
+fn fine(kernel: &Kernel, v6: bool, words: &[(u32, u64)]) -> Result<(), Error> {
+    let map = kernel.map(if v6 { names::FINE6 } else { names::FINE4 })?;
+    if let Some(memory) = &map.memory {
+        for &(index, word) in words {
+            memory.store_word(index as usize, word);
+        }
+        return Ok(());
+    }
+    let (indices, values): (Vec<u32>, Vec<u64>) = words.iter().copied().unzip();
+    map.set_all(&indices, &values)
+}
+
+fn clamp(kernel: &Kernel, clamps: &BTreeMap<(u32, u32), u64>) -> Result<(), Error> {
+    if clamps.is_empty() {
+        return Ok(());
+    }
+    let mut ops = Vec::new();
+    kernel
+        .map(names::TRACKED)?
+        .walk::<SourceKey, Tracked>(|&key, tracked| {
+            let slot = tracked.binding as u32;
+            for (&(_, unit), &level) in clamps.range((slot, 0)..=(slot, u32::MAX)) {
+                ops.push(MergeOp {
+                    op: op::CLAMP,
+                    unit,
+                    key,
+                    level,
+                    slot,
+                    ..MergeOp::default()
+                });
+            }
+        })?;
+    merge::run(kernel, &mut ops)
+}

@@ -1,0 +1,8 @@
+//! Tests of the data plane on real interfaces: every test has network namespaces and a bpffs of
+//! its own. They need root and a BPF toolchain, and fail without.
+
+#[path = "netns/edge.rs"]
+mod edge;
+
+#[path = "netns/attaching.rs"]
+mod attaching;

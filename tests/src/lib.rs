@@ -2,6 +2,7 @@
 //!
 //! - [`netns`], [`bpffs`]: private namespaces, removed when their guard is dropped
 //! - [`packet`]: frames, honest and lying
+//! - [`frames`], [`reference`]: the parser fixtures, and a second parser to compare with
 //! - [`program`]: the kernel program in maps of its own
 //! - [`process`]: children that never outlive their guard, waiting with a bound
 //! - [`agent`], [`redis`]: the real binaries, started and made ready; [`http`] to ask them
@@ -12,12 +13,14 @@
 //! failed, not a `Result` to pass on.
 pub mod agent;
 pub mod bpffs;
+pub mod frames;
 pub mod http;
 pub mod netns;
 pub mod packet;
 pub mod process;
 pub mod program;
 pub mod redis;
+pub mod reference;
 pub mod requires;
 pub mod residue;
 

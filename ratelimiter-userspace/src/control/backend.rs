@@ -8,7 +8,8 @@ use super::counters::{Admissions, Fleet, History};
 use super::factor::Factor;
 use super::fairness::{Group, Share, share_out};
 use super::freshness::{Freshness, Signal};
-use super::report::{Merged, Merger, Refusal, Report};
+use super::news::{Change, News, Topic};
+use super::report::{Merger, Refusal, Report};
 use super::settings::{Law, Settings};
 
 /// A decision is valid for this long; whoever enforces it then falls back, in seconds.
@@ -101,15 +102,6 @@ pub struct Decision {
     pub refused: Vec<(String, Refusal)>,
 }
 
-/// One thing that changed, with its reason.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Change {
-    /// `factor`, `mode`, `capacity`, `signal` or `trust`.
-    pub what: String,
-    /// What it is now and why, for people.
-    pub reason: String,
-}
-
 impl State {
     /// Starts without any history.
     pub fn new(settings: &Settings, now_s: f64) -> Self {
@@ -197,8 +189,8 @@ pub fn step(
     };
     news.mode(before, state.budget.mode(), state.budget.capacity());
     state.epoch += 1;
-    if let Some(change) = news.0.last() {
-        state.reason.clone_from(&change.reason);
+    if let Some(reason) = news.headline() {
+        reason.clone_into(&mut state.reason);
     }
     let decision = decide(&state, seen.groups, &view, spending, news, refused);
     (state, decision)
@@ -259,7 +251,7 @@ impl State {
             if (capacity - last).abs() > CAPACITY_NEWS * last {
                 self.reported_capacity = Some(capacity);
                 news.add(
-                    "capacity",
+                    Topic::Capacity,
                     format!("the backend completes {capacity:.0} requests/s"),
                 );
             }
@@ -271,7 +263,7 @@ impl State {
         if signal != self.signal {
             self.signal = signal;
             news.add(
-                "signal",
+                Topic::Signal,
                 match signal {
                     Signal::Absent => "no health report yet".to_owned(),
                     Signal::Fresh => "health reports arrive".to_owned(),
@@ -287,7 +279,7 @@ impl State {
             self.factor = self.factor.after_silence(settings, elapsed_s);
             if self.factor.get() >= 1.0 {
                 let reason = format!("signal gone for {stale_for_s:.0} s: limits as configured");
-                news.add("factor", reason);
+                news.add(Topic::Factor, reason);
             }
         }
     }
@@ -328,72 +320,12 @@ fn decide(
         signal_age_s: state.freshness.age_s(view.now_s),
         paused,
         valid_until_s: view.now_s + VALID_S,
-        reason: state.reason.clone(),
+        reason: if paused {
+            "paused by hand".to_owned()
+        } else {
+            state.reason.clone()
+        },
         changes: news.0,
         refused,
-    }
-}
-
-/// Changes of one step, in order.
-#[derive(Default)]
-struct News(Vec<Change>);
-
-impl News {
-    fn add(&mut self, what: &str, reason: String) {
-        let what = what.to_owned();
-        self.0.push(Change { what, reason });
-    }
-
-    fn factor(&mut self, settings: &Settings, before: f64, after: f64, rt_s: f64, seen: &Merged) {
-        if (after - before).abs() <= 0.0 {
-            return;
-        }
-        let ms = |seconds: f64| seconds * 1e3;
-        let cause = if rt_s > settings.high_s {
-            format!(
-                "response time {:.0} ms is above {:.0} ms",
-                ms(rt_s),
-                ms(settings.high_s)
-            )
-        } else if after < before {
-            let (errors, bound) = (100.0 * seen.errors, 100.0 * settings.error_high);
-            format!("{errors:.1} % errors, bound {bound:.1} %")
-        } else {
-            format!(
-                "response time {:.0} ms is below {:.0} ms",
-                ms(rt_s),
-                ms(settings.low_s)
-            )
-        };
-        self.add(
-            "factor",
-            format!("factor {before:.3} -> {after:.3}: {cause}"),
-        );
-    }
-
-    fn mode(&mut self, before: Mode, after: Mode, capacity: Option<f64>) {
-        if before == after {
-            return;
-        }
-        let rate = capacity.unwrap_or(0.0);
-        let cause = match (before, after) {
-            (_, Mode::Open) => "demand is below what the backend completes".to_owned(),
-            (Mode::Trip, Mode::Track) => format!("it answers again: raised from {rate:.0}/s"),
-            (_, Mode::Track) => format!("overload: it completes {rate:.0}/s"),
-            (_, Mode::Trip) => "mostly errors that load does not explain".to_owned(),
-        };
-        self.add(
-            "mode",
-            format!("{} -> {}: {cause}", before.name(), after.name()),
-        );
-    }
-
-    fn trust(&mut self, again: bool) {
-        let reason = if again {
-            "the health signal answers to load again"
-        } else {
-            "cutting does not help: the health signal does not answer to load"
-        };
-        self.add("trust", reason.to_owned());
     }
 }

@@ -3,14 +3,14 @@
 //! A host publishes its [`History`]; whoever steps the controller sums the histories it reads into
 //! [`Admissions`], anchored by the [`Fleet`] in the shared state so that a host that vanishes or
 //! comes back never makes the sum jump.
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 /// Points kept: at least six seconds at ten a second.
 const POINTS_MAX: usize = 96;
-/// Points closer together than this replace each other, in seconds.
-const SPACING_S: f64 = 0.05;
+/// Three points in less than this become two, in seconds.
+const SPACING_S: f64 = 0.09;
 /// A count is continued with its last slope for this long after its newest point, in seconds.
 const EXTRAPOLATE_S: f64 = 2.0;
 /// The last slope is that of this many seconds.
@@ -46,7 +46,8 @@ impl History {
         if count - self.offset < last {
             self.offset = count - last;
         }
-        if at_s - last_s < SPACING_S && self.points.len() > 1 {
+        let before_last = self.points.len().checked_sub(2);
+        if before_last.is_some_and(|i| at_s - self.points[i].0 < SPACING_S) {
             self.points.pop_back();
         }
         self.points.push_back((at_s, count - self.offset));
@@ -112,9 +113,10 @@ struct Member {
 impl Fleet {
     /// Brings the membership up to what is observed: every live host's history, by host id.
     pub fn observe(&mut self, hosts: &[(&str, &History)]) {
+        let live: BTreeSet<&str> = hosts.iter().map(|(id, _)| *id).collect();
         let retired = &mut self.retired;
         self.hosts.retain(|id, member| {
-            let live = hosts.iter().any(|(host, _)| host == id);
+            let live = live.contains(id.as_str());
             if !live {
                 *retired += member.last - member.base;
             }
@@ -220,6 +222,32 @@ mod tests {
         assert!((history.at(6.0) - 600.0).abs() < 1e-6);
         assert!((history.at(60.0) - 700.0).abs() < 1e-6);
         assert!(history.at(-5.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn keeps_eight_seconds_however_often_it_is_told() {
+        let mut history = History::default();
+        for tick in 0..=4000u32 {
+            let at_s = f64::from(tick) * 0.005;
+            history.push(at_s, at_s * at_s);
+        }
+        assert!(history.points.len() <= POINTS_MAX);
+        for at_s in [12.0f64, 15.3, 19.9] {
+            assert!((history.at(at_s) - at_s * at_s).abs() < 0.01);
+        }
+        let restored: History =
+            serde_json::from_str(&serde_json::to_string(&history).unwrap()).unwrap();
+        assert_eq!(restored, history);
+    }
+
+    #[test]
+    fn a_host_whose_agent_is_new_joins_the_sum_again() {
+        let (old, new) = (steady(0, 50, 100.0), steady(0, 10, 100.0));
+        let mut fleet = Fleet::default();
+        fleet.observe(&[("a", &old)]);
+        fleet.observe(&[("a", &new)]);
+        let sum = Admissions::new(&fleet, &[("a", &new)]);
+        assert!((sum.at(1.0) - 600.0).abs() < 1e-6);
     }
 
     #[test]

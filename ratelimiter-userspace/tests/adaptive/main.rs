@@ -11,6 +11,7 @@ mod fleet;
 mod hostile;
 mod interface;
 mod laws;
+mod lifecycle;
 mod measure;
 mod plant;
 mod properties;
@@ -158,7 +159,7 @@ fn oscillates_less_on_a_large_backend() {
 #[test]
 fn remembers_what_was_proven_when_the_second_surge_comes() {
     let scenario = scenario::surges();
-    let phases = shipped(&scenario, 3);
+    let phases = shipped(&scenario, 5);
     let mut bars = Bars::default();
     bars.at_least(
         Printed,
@@ -286,7 +287,7 @@ fn prints_the_figures_of_harder_weather() {
         near[2].settle_s,
         12.0,
     );
-    let over = shipped(&scenario::capacity_halves(2.0), 3);
+    let over = shipped(&scenario::capacity_halves(2.0), 5);
     bars.at_least(Printed, "16 capacity halves at 2x", over[1].goodput, 0.90);
     bars.at_least(
         Printed,
@@ -312,7 +313,7 @@ fn prints_the_figures_of_harder_weather() {
         foreign_errors: Some((40.0, 120.0, 0.3)),
         ..Scenario::new(&calm, 150.0)
     };
-    let errors = shipped(&errors, 3);
+    let errors = shipped(&errors, 5);
     bars.at_least(
         Printed,
         "20 30 % foreign errors (0.70 possible)",
@@ -326,7 +327,7 @@ fn prints_the_figures_of_harder_weather() {
     bars.at_least(
         Printed,
         "21 +650 ms foreign latency",
-        shipped(&latency, 3)[1].goodput,
+        shipped(&latency, 5)[1].goodput,
         0.92,
     );
     let outage = Scenario {

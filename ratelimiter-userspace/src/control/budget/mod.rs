@@ -83,6 +83,8 @@ pub struct Budget {
     /// Capacity at the last saturation: around it, probe gently.
     saturation: Option<Ceiling>,
     saturated: bool,
+    /// Started with a small budget and never saturated since.
+    cold: bool,
     /// Since when the budget has not been binding, in seconds.
     calm_since_s: Option<f64>,
     /// Reports in a row with mostly errors that load does not explain, and with few errors.
@@ -143,6 +145,7 @@ impl Budget {
             budget.mode = Mode::Track;
             budget.capacity = rate;
             budget.probe = modes::PROBE_LEAST;
+            budget.cold = true;
         }
         budget
     }
@@ -179,7 +182,7 @@ impl Budget {
             .admissions
             .between(sample.end_s - sample.period_s, sample.end_s);
         let alarming = sample.rt_s > settings.high_s || sample.errors >= settings.error_high;
-        let urgent = (alarming && !self.saturated) || self.is_ramping();
+        let urgent = (alarming && !self.saturated) || self.is_ramping() || self.cold;
         let Some(sample) = self.filter.gather(sample, admitted, urgent) else {
             return;
         };
@@ -187,7 +190,7 @@ impl Budget {
         self.advance(settings, &evidence, view);
     }
 
-    /// Trusts nothing before it is proven again: reports are not gathered meanwhile.
+    /// Far below what was proven before: nothing is gathered, so that each report is a step up.
     fn is_ramping(&self) -> bool {
         match self.mode {
             Mode::Open => false,

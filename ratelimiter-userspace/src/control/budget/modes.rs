@@ -131,6 +131,7 @@ impl Budget {
         let was_saturated = self.saturated;
         self.saturated = seen.rt_s > SATURATED * seen.aim_s || seen.bad_errors;
         if self.saturated {
+            self.cold = false;
             if !was_saturated {
                 self.guard
                     .begin(self.capacity, seen.rt_s, seen.sample.errors);
@@ -197,6 +198,7 @@ impl Budget {
             let fast = seen.rt_s < settings.low_s.max(seen.aim_s);
             if view.demand < SLACK * self.capacity && fast && calm_s >= EXIT_S {
                 self.mode = Mode::Open;
+                self.cold = false;
                 self.healthy = self.healthy.max(self.throughput.rate());
             }
         }

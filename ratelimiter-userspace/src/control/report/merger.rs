@@ -1,89 +1,23 @@
-//! Health reports: what is believed of them, and how many reporters become one voice.
-//!
-//! A [`Report`] is checked, then kept under its source; when a period is over the sources are
-//! merged: with three or more by weighted median, so that one liar of ten moves little. Sequence
-//! numbers are per source and boot, so a liar mutes nobody but itself.
+//! Many reporters become one voice: the sources of a period are merged when it is over.
 use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-/// Shortest and longest period of a report, in seconds.
-const PERIOD_MIN_S: f64 = 0.01;
-const PERIOD_MAX_S: f64 = 60.0;
-/// Response times above the first count as the first; above the second the report is refused.
+use super::{PERIOD_MAX_S, Refusal, Report, SOURCES_MAX, STALE_PERIODS};
+
+/// Response times above this count as this, in seconds.
 const RT_TRUSTED_S: f64 = 60.0;
-const RT_MAX_S: f64 = 3600.0;
 /// Two merged reports are at least this far apart: faster reporters are averaged.
 const MERGE_LEAST_S: f64 = 0.15;
 /// A merge waits for the expected sources at most this many of their periods, and seconds.
 const MERGE_WAIT_PERIODS: f64 = 1.2;
 const MERGE_WAIT_MAX_S: f64 = 5.0;
-/// A source is expected while its last report is younger than this many of its periods.
-const EXPECTED_PERIODS: f64 = 3.0;
 /// No source weighs more than this many times the median source.
 const WEIGHT_CAP: f64 = 2.0;
-/// Sources remembered at a time, and for how long without a report.
-const SOURCES_MAX: usize = 256;
+/// How long a source is remembered without a report, where others need its place, in seconds.
 const SOURCE_IDLE_S: f64 = 300.0;
 /// Earlier boots of a source that stay refused.
 const BOOTS_MAX: usize = 8;
-/// Longest name of a source or boot, in bytes.
-pub const NAME_MAX_BYTES: usize = 128;
-
-/// One observation of a backend's health over a period, as a reporter sends it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Report {
-    /// Who reports; bound to the reporter's credential by whoever received it.
-    pub source: String,
-    /// Changes when the reporter restarts and its `seq` starts again.
-    pub boot: String,
-    /// Grows with each report of a boot. The same one again is no fresh signal.
-    pub seq: u64,
-    /// How long before its arrival the period ended, in seconds.
-    pub age_s: f64,
-    /// Length of the period, in seconds, 0.01..=60.
-    pub period_s: f64,
-    /// Average response time of served requests, in seconds. Refused ones count in `errors` only.
-    pub rt_s: f64,
-    /// Share of failed requests, 0..=1.
-    pub errors: f64,
-    /// Served requests, if the reporter counts them.
-    pub count: Option<u64>,
-}
-
-/// Why a report has no effect.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
-pub enum Refusal {
-    /// A number that is none, or out of bounds.
-    #[error("`{field}` is {value}; it must be {bound}")]
-    OutOfBounds {
-        /// Which field.
-        field: String,
-        /// What it holds, as text, since it may be no number.
-        value: String,
-        /// What it may hold.
-        bound: String,
-    },
-    /// Seen before, or older than what has been seen.
-    #[error("`seq` is {seq}; it must be above {last}")]
-    Replayed {
-        /// The report's.
-        seq: u64,
-        /// The newest of its source and boot.
-        last: u64,
-    },
-    /// From a boot that the source has left.
-    #[error("`boot` is `{boot}`, which `{source_name}` has left")]
-    FormerBoot {
-        /// The report's boot.
-        boot: String,
-        /// The report's source.
-        source_name: String,
-    },
-    /// More sources than are kept.
-    #[error("{SOURCES_MAX} sources report already")]
-    TooManySources,
-}
 
 /// What all sources together say about one period.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,40 +68,6 @@ struct Voice {
 }
 
 impl Report {
-    fn check(&self) -> Result<(), Refusal> {
-        let refuse = |field: &str, value: String, bound: String| {
-            let field = field.to_owned();
-            Err(Refusal::OutOfBounds {
-                field,
-                value,
-                bound,
-            })
-        };
-        for (field, name) in [("source", &self.source), ("boot", &self.boot)] {
-            if name.len() > NAME_MAX_BYTES {
-                let bound = format!("at most {NAME_MAX_BYTES} bytes");
-                return refuse(field, format!("{} bytes", name.len()), bound);
-            }
-        }
-        let stale_s = (EXPECTED_PERIODS * self.period_s).max(3.0);
-        for (field, value, low, high) in [
-            ("period_s", self.period_s, PERIOD_MIN_S, PERIOD_MAX_S),
-            ("age_s", self.age_s, 0.0, stale_s),
-            ("rt_s", self.rt_s, 0.0, RT_MAX_S),
-            ("errors", self.errors, 0.0, 1.0),
-        ] {
-            // Written so that NaN is refused.
-            if !(value >= low && value <= high) {
-                return refuse(
-                    field,
-                    value.to_string(),
-                    format!("between {low} and {high}"),
-                );
-            }
-        }
-        Ok(())
-    }
-
     fn voice(&self, now_s: f64) -> Voice {
         let served = self.count != Some(0) && self.errors < 1.0;
         Voice {
@@ -203,7 +103,7 @@ impl Voice {
 impl Merger {
     /// Takes a report that arrived now. A refused one changes nothing.
     pub fn accept(&mut self, report: &Report, now_s: f64) -> Result<(), Refusal> {
-        report.check()?;
+        report.validate()?;
         if let Some(source) = self.sources.get(&report.source) {
             source.check_order(report)?;
         } else {
@@ -254,7 +154,7 @@ impl Merger {
         let expected = || {
             self.sources
                 .values()
-                .filter(|s| now_s - s.last_s <= EXPECTED_PERIODS * s.period_s)
+                .filter(|s| now_s - s.last_s <= STALE_PERIODS * s.period_s)
         };
         let complete = expected().all(|source| source.open.is_some());
         let periods = expected().map(|source| (source.period_s, 1.0)).collect();
@@ -337,4 +237,110 @@ fn median(mut pairs: Vec<(f64, f64)>) -> Option<f64> {
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(source: &str, seq: u64, rt_s: f64) -> Report {
+        Report {
+            source: source.to_owned(),
+            boot: "1".to_owned(),
+            seq,
+            age_s: 0.0,
+            period_s: 1.0,
+            rt_s,
+            errors: 0.0,
+            count: Some(100),
+        }
+    }
+
+    fn rt_ms(merged: Option<Merged>) -> Option<f64> {
+        Some((merged?.rt_s? * 1e3).round())
+    }
+
+    #[test]
+    fn one_source_is_merged_at_once_and_every_time() {
+        let mut merger = Merger::default();
+        for seq in 1..5 {
+            merger.accept(&report("a", seq, 0.1), seq as f64).unwrap();
+            assert_eq!(rt_ms(merger.close(seq as f64)), Some(100.0));
+            assert_eq!(merger.close(seq as f64 + 0.5), None);
+        }
+    }
+
+    #[test]
+    fn two_sources_are_averaged_by_what_they_served() {
+        let mut merger = Merger::default();
+        merger.accept(&report("a", 1, 0.1), 1.0).unwrap();
+        let small = Report {
+            count: Some(50),
+            ..report("b", 1, 0.4)
+        };
+        merger.accept(&small, 1.0).unwrap();
+        assert_eq!(rt_ms(merger.close(1.0)), Some(200.0));
+    }
+
+    #[test]
+    fn waits_for_expected_sources_but_not_for_ever() {
+        let mut merger = Merger::default();
+        for source in ["a", "b", "c"] {
+            merger.accept(&report(source, 1, 0.1), 1.0).unwrap();
+        }
+        assert!(merger.close(1.0).is_some());
+        merger.accept(&report("a", 2, 9.0), 2.0).unwrap();
+        assert_eq!(merger.close(2.0), None);
+        merger.accept(&report("b", 2, 0.1), 2.1).unwrap();
+        assert_eq!(merger.close(2.9), None);
+        assert_eq!(merger.close(3.21).map(|merged| merged.sources), Some(2));
+    }
+
+    #[test]
+    fn three_sources_vote_and_a_claimed_count_buys_no_more_than_double() {
+        let mut merger = Merger::default();
+        for (i, source) in ["a", "b", "c", "d"].into_iter().enumerate() {
+            merger
+                .accept(&report(source, 1, 0.1 + 0.01 * i as f64), 1.0)
+                .unwrap();
+        }
+        let loud = Report {
+            count: Some(u64::MAX),
+            ..report("e", 1, 60.0)
+        };
+        merger.accept(&loud, 1.0).unwrap();
+        assert_eq!(rt_ms(merger.close(1.0)), Some(125.0));
+    }
+
+    #[test]
+    fn a_source_that_served_nothing_has_no_say_about_latency() {
+        let mut merger = Merger::default();
+        merger.accept(&report("a", 1, 0.1), 1.0).unwrap();
+        let idle = Report {
+            count: Some(0),
+            ..report("b", 1, 0.0)
+        };
+        merger.accept(&idle, 1.0).unwrap();
+        assert_eq!(rt_ms(merger.close(1.0)), Some(100.0));
+        let down = Report {
+            errors: 1.0,
+            ..report("a", 2, 0.0)
+        };
+        merger.accept(&down, 2.0).unwrap();
+        merger.accept(&Report { seq: 2, ..idle }, 2.0).unwrap();
+        let merged = merger.close(2.0).unwrap();
+        assert_eq!((merged.rt_s, merged.errors > 0.9), (None, true));
+    }
+
+    #[test]
+    fn sources_are_bounded_and_idle_ones_make_room() {
+        let mut merger = Merger::default();
+        for i in 0..SOURCES_MAX {
+            merger.accept(&report(&i.to_string(), 1, 0.1), 1.0).unwrap();
+        }
+        let one_more = report("late", 1, 0.1);
+        let refused = merger.accept(&one_more, 2.0).unwrap_err();
+        assert_eq!(refused.to_string(), "256 sources report already");
+        merger.accept(&one_more, 400.0).unwrap();
+    }
 }

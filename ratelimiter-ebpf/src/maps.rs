@@ -14,23 +14,25 @@ use ratelimiter_common::abi::policy::{PolicyEntry, PrefixWords, Zone};
 use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
 use ratelimiter_common::vclock::SegmentClock;
 
+/// The agent changes scalars, indices and bits by single stores into the map's memory: an update
+/// by system call copies a whole value, and a packet could read half of it.
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 
 /// Scalars and geometry.
 #[btf_map]
-pub(crate) static CONFIG: Array<Config, 1> = Array::new();
+pub(crate) static CONFIG: Array<Config, 1, MMAPABLE> = Array::new();
 /// Zone by the top 16 bits of an IPv4 source.
 #[btf_map]
-pub(crate) static COARSE4: Array<Coarse, { COARSE_ENTRIES as usize }> = Array::new();
+pub(crate) static COARSE4: Array<Coarse, { COARSE_ENTRIES as usize }, MMAPABLE> = Array::new();
 /// Zone by the top 16 bits of an IPv6 source.
 #[btf_map]
-pub(crate) static COARSE6: Array<Coarse, { COARSE_ENTRIES as usize }> = Array::new();
+pub(crate) static COARSE6: Array<Coarse, { COARSE_ENTRIES as usize }, MMAPABLE> = Array::new();
 /// Touched IPv4 /24s, one bit each.
 #[btf_map]
-pub(crate) static FINE4: Array<u64, { FINE_WORDS as usize }> = Array::new();
+pub(crate) static FINE4: Array<u64, { FINE_WORDS as usize }, MMAPABLE> = Array::new();
 /// Touched IPv6 /32s, one bit per hash.
 #[btf_map]
-pub(crate) static FINE6: Array<u64, { FINE_WORDS as usize }> = Array::new();
+pub(crate) static FINE6: Array<u64, { FINE_WORDS as usize }, MMAPABLE> = Array::new();
 /// IPv4 prefixes.
 #[btf_map]
 pub(crate) static PREFIXES4: LpmTrie<[u8; 4], PrefixWords, { default_entries::PREFIXES as usize }> =
@@ -44,14 +46,15 @@ pub(crate) static PREFIXES6: LpmTrie<
 > = LpmTrie::new();
 /// Policy slot to entry.
 #[btf_map]
-pub(crate) static POLICY_INDEX: Array<u32, { default_entries::SLOTS as usize }> = Array::new();
+pub(crate) static POLICY_INDEX: Array<u32, { default_entries::SLOTS as usize }, MMAPABLE> =
+    Array::new();
 /// Immutable policies.
 #[btf_map]
 pub(crate) static POLICIES: Array<PolicyEntry, { default_entries::POLICIES as usize }> =
     Array::new();
 /// Segment to clock.
 #[btf_map]
-pub(crate) static SEGMENT_INDEX: Array<u32, SEGMENTS> = Array::new();
+pub(crate) static SEGMENT_INDEX: Array<u32, SEGMENTS, MMAPABLE> = Array::new();
 /// Immutable segment clocks.
 #[btf_map]
 pub(crate) static SEGMENT_CLOCKS: Array<
@@ -60,7 +63,7 @@ pub(crate) static SEGMENT_CLOCKS: Array<
 > = Array::new();
 /// Parts of the crowd.
 #[btf_map]
-pub(crate) static ZONES: Array<Zone, ZONE_COUNT> = Array::new();
+pub(crate) static ZONES: Array<Zone, ZONE_COUNT, MMAPABLE> = Array::new();
 /// IPv4 crowd, all regions.
 #[btf_map]
 pub(crate) static CROWD4: Array<Set4, { default_entries::SETS4 as usize }, MMAPABLE> = Array::new();
@@ -76,7 +79,7 @@ pub(crate) static TRACKED: LruHashMap<SourceKey, Tracked, { default_entries::TRA
     LruHashMap::new();
 /// Promoted sources, one bit per hash of the key.
 #[btf_map]
-pub(crate) static PROMOTED: Array<u64, { PROMOTED_WORDS as usize }> = Array::new();
+pub(crate) static PROMOTED: Array<u64, { PROMOTED_WORDS as usize }, MMAPABLE> = Array::new();
 /// What this CPU keeps: clock, caches, counters.
 #[btf_map]
 pub(crate) static CPU: PerCpuArray<CpuState, 1> = PerCpuArray::new();

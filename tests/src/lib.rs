@@ -1,8 +1,9 @@
 //! What tests share. Nothing here is a test, and nothing here knows the product's logic.
 //!
 //! - [`netns`], [`bpffs`]: private namespaces, removed when their guard is dropped
-//! - [`packet`]: frames, honest and lying
 //! - [`frames`], [`reference`]: the parser fixtures, and a second parser to compare with
+//! - [`packet`]: frames, honest and lying; [`flood`]: many of them, fast
+//! - [`stranger`]: an XDP program that is not ours
 //! - [`program`]: the kernel program in maps of its own
 //! - [`process`]: children that never outlive their guard, waiting with a bound
 //! - [`agent`], [`redis`]: the real binaries, started and made ready; [`http`] to ask them
@@ -13,6 +14,7 @@
 //! failed, not a `Result` to pass on.
 pub mod agent;
 pub mod bpffs;
+pub mod flood;
 pub mod frames;
 pub mod http;
 pub mod netns;
@@ -23,6 +25,7 @@ pub mod redis;
 pub mod reference;
 pub mod requires;
 pub mod residue;
+pub mod stranger;
 
 mod bpf;
 mod space;

@@ -6,3 +6,11 @@ mod edge;
 
 #[path = "netns/attaching.rs"]
 mod attaching;
+#[path = "netns/gone.rs"]
+mod gone;
+#[path = "netns/meddling.rs"]
+mod meddling;
+#[path = "netns/shapes.rs"]
+mod shapes;
+#[path = "netns/volume.rs"]
+mod volume;

@@ -17,10 +17,11 @@ use ratelimiter_common::vclock::{LEAD_NS, PIECES, SegmentClock};
 
 use super::entries::{Entries, GRACE_NS};
 use super::loader::Kernel;
-use super::maps::Map;
-use super::pod::{bytes_of, bytes_of_mut, zeroed};
+use super::pod::zeroed;
 use super::redate::{is_late, redate, redate_segment};
-use super::{Error, Tables, capacity, merge};
+use super::state::Applied;
+use super::store::{key4, key6};
+use super::{Error, Tables, capacity, merge, store};
 use crate::clock::monotonic_ns;
 use crate::policy::plan::{Prefix, Update};
 
@@ -93,13 +94,25 @@ impl Writer {
     }
 
     /// Applies all updates in order, after checking that they fit.
-    pub(super) fn apply(&mut self, kernel: &Kernel, updates: &[Update]) -> Result<(), Error> {
+    pub(super) fn apply(&mut self, kernel: &Kernel, updates: &[Update]) -> Result<Applied, Error> {
+        let mut applied = Applied::default();
         capacity::check(self, kernel, updates)?;
         for update in updates {
             match update {
-                Update::Policy(entry) => self.policy(kernel, entry)?,
+                Update::Policy(entry) => {
+                    let moved = self.policy(kernel, entry)?;
+                    applied
+                        .moved
+                        .extend(moved.map(|entry| Update::Policy(Box::new(entry))));
+                }
                 Update::RemovePolicy(slot) => self.swap_policy(kernel, *slot, 0)?,
-                Update::Segment { segment, clock } => self.segment(kernel, *segment, clock)?,
+                Update::Segment { segment, clock } => {
+                    let moved = self.segment(kernel, *segment, clock)?;
+                    applied.moved.extend(moved.map(|clock| Update::Segment {
+                        segment: *segment,
+                        clock,
+                    }));
+                }
                 Update::Zone { zone, value } => self.zone(kernel, *zone, *value)?,
                 Update::Prefixes(prefixes) => {
                     for (prefix, value) in prefixes {
@@ -111,8 +124,8 @@ impl Writer {
                         self.remove_prefix(kernel, *prefix)?;
                     }
                 }
-                Update::Coarse { v6, bytes } => coarse(kernel, *v6, bytes)?,
-                Update::Fine { v6, words } => fine(kernel, *v6, words)?,
+                Update::Coarse { v6, bytes } => store::coarse(kernel, *v6, bytes)?,
+                Update::Fine { v6, words } => store::fine(kernel, *v6, words)?,
                 Update::Track(sources) => self.track(kernel, sources)?,
                 Update::Untrack(sources) => self.untrack(kernel, sources)?,
                 Update::Flags(flags) => self.change_config(kernel, |config, generic| {
@@ -131,7 +144,8 @@ impl Writer {
                 }
             }
         }
-        self.clamp_soon(kernel)
+        self.clamp_soon(kernel)?;
+        Ok(applied)
     }
 
     /// Clamps what is due within a moment, after waiting for it; the watch does the rest.
@@ -186,21 +200,7 @@ impl Writer {
             &mut self.config,
             if self.generic { flags::GENERIC } else { 0 },
         );
-        self.write_config(kernel)
-    }
-
-    /// Makes `CONFIG` read as the writer has it; only words that differ are stored.
-    fn write_config(&self, kernel: &Kernel) -> Result<(), Error> {
-        let map = kernel.map(names::CONFIG)?;
-        let Some(memory) = &map.memory else {
-            return map.set(&0_u32, &self.config);
-        };
-        for (index, word) in words(bytes_of(&self.config)).enumerate() {
-            if memory.word(index) != word {
-                memory.store_word(index, word);
-            }
-        }
-        Ok(())
+        store::config(kernel, &self.config)
     }
 
     /// Repairs `CONFIG`, the indices and the zones where something else wrote to them; returns the
@@ -209,7 +209,7 @@ impl Writer {
         let mut repaired = Vec::new();
         let config: Config = kernel.map(names::CONFIG)?.at(0)?;
         if config != self.config {
-            self.write_config(kernel)?;
+            store::config(kernel, &self.config)?;
             repaired.push(names::CONFIG);
         }
         for (name, entries) in [
@@ -221,7 +221,7 @@ impl Writer {
             let mut differs = false;
             for (slot, (is, should)) in is.iter().zip(entries.index()).enumerate() {
                 if is != should {
-                    store_half(map, slot as u32, *should)?;
+                    store::index(map, slot as u32, *should)?;
                     differs = true;
                 }
             }
@@ -234,7 +234,7 @@ impl Writer {
         let mut differs = false;
         for (number, (is, should)) in is.iter().zip(&self.zones).enumerate() {
             if is != should {
-                store_zone(map, number as u32, *should)?;
+                store::zone(map, number as u32, *should)?;
                 differs = true;
             }
         }
@@ -246,14 +246,19 @@ impl Writer {
 
     // === entries ===
 
-    fn policy(&mut self, kernel: &Kernel, entry: &PolicyEntry) -> Result<(), Error> {
+    /// Returns the entry in force where it differs from `wanted`.
+    fn policy(
+        &mut self,
+        kernel: &Kernel,
+        wanted: &PolicyEntry,
+    ) -> Result<Option<PolicyEntry>, Error> {
         let map = kernel.map(names::POLICIES)?;
-        let before = match self.policies.current(entry.slot) {
+        let before = match self.policies.current(wanted.slot) {
             0 => None,
             index => Some(map.at::<PolicyEntry>(index)?),
         };
-        let segment = self.segment_clock(kernel, entry.segment)?;
-        let mut entry = *entry;
+        let segment = self.segment_clock(kernel, wanted.segment)?;
+        let mut entry = *wanted;
         for _ in 0..SWAP_TRIES {
             let now_ns = monotonic_ns();
             for (unit, clock) in entry.clocks.iter_mut().enumerate() {
@@ -272,7 +277,7 @@ impl Writer {
                 is_late(old, clock, swapped_ns)
             });
             if !late {
-                return Ok(());
+                return Ok((entry != *wanted).then_some(entry));
             }
         }
         tracing::warn!(
@@ -280,11 +285,11 @@ impl Writer {
             tries = SWAP_TRIES,
             "a policy was swapped in after its date"
         );
-        Ok(())
+        Ok((entry != *wanted).then_some(entry))
     }
 
     fn swap_policy(&mut self, kernel: &Kernel, slot: u32, entry: u32) -> Result<(), Error> {
-        store_half(kernel.map(names::POLICY_INDEX)?, slot, entry)?;
+        store::index(kernel.map(names::POLICY_INDEX)?, slot, entry)?;
         self.policies.swapped(slot, entry, monotonic_ns());
         Ok(())
     }
@@ -299,21 +304,22 @@ impl Writer {
             .at(self.segments.current(segment))
     }
 
+    /// Returns the clock in force where it differs from `wanted`.
     fn segment(
         &mut self,
         kernel: &Kernel,
         segment: u32,
-        clock: &SegmentClock,
-    ) -> Result<(), Error> {
+        wanted: &SegmentClock,
+    ) -> Result<Option<SegmentClock>, Error> {
         let before = self.segment_clock(kernel, segment)?;
-        let mut clock = *clock;
+        let mut clock = *wanted;
         for _ in 0..SWAP_TRIES {
             if let Some(moved) = redate_segment(&before, &clock, monotonic_ns()) {
                 clock = moved;
             }
             let place = wait_for_entry(&mut self.segments, names::SEGMENT_CLOCKS)?;
             kernel.map(names::SEGMENT_CLOCKS)?.set(&place, &clock)?;
-            store_half(kernel.map(names::SEGMENT_INDEX)?, segment, place)?;
+            store::index(kernel.map(names::SEGMENT_INDEX)?, segment, place)?;
             let swapped_ns = monotonic_ns();
             self.segments.swapped(segment, place, swapped_ns);
             let late = (1..PIECES).any(|at| {
@@ -322,7 +328,7 @@ impl Writer {
                 })
             });
             if !late {
-                return Ok(());
+                return Ok((clock != *wanted).then_some(clock));
             }
         }
         tracing::warn!(
@@ -330,11 +336,11 @@ impl Writer {
             tries = SWAP_TRIES,
             "a segment clock was swapped in after its date"
         );
-        Ok(())
+        Ok((clock != *wanted).then_some(clock))
     }
 
     fn zone(&mut self, kernel: &Kernel, number: u32, zone: Zone) -> Result<(), Error> {
-        store_zone(kernel.map(names::ZONES)?, number, zone)?;
+        store::zone(kernel.map(names::ZONES)?, number, zone)?;
         if let Some(place) = self.zones.get_mut(number as usize) {
             *place = zone;
         }
@@ -394,20 +400,6 @@ impl Writer {
     }
 }
 
-pub(super) fn key4(net: ipnet::Ipv4Net) -> PrefixKey4 {
-    PrefixKey4 {
-        prefix_len: u32::from(net.prefix_len()),
-        address_be: net.network().octets(),
-    }
-}
-
-pub(super) fn key6(net: ipnet::Ipv6Net) -> PrefixKey6 {
-    PrefixKey6 {
-        prefix_len: u32::from(net.prefix_len()),
-        address_be: net.network().octets(),
-    }
-}
-
 /// Takes a free entry, waiting for one that rests.
 fn wait_for_entry(entries: &mut Entries, table: &str) -> Result<u32, Error> {
     let began_ns = monotonic_ns();
@@ -426,66 +418,6 @@ fn wait_for_entry(entries: &mut Entries, table: &str) -> Result<u32, Error> {
             }
         }
     }
-}
-
-/// The words of a structure whose size is a multiple of 8.
-fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
-    bytes
-        .as_chunks()
-        .0
-        .iter()
-        .map(|chunk| u64::from_ne_bytes(*chunk))
-}
-
-/// Stores one element of an array of `u32`, by one store where the map's memory is shared.
-fn store_half(map: &Map, index: u32, value: u32) -> Result<(), Error> {
-    match &map.memory {
-        // The kernel spaces elements by 8 bytes.
-        Some(memory) => {
-            memory.store_half(index as usize * 2, value);
-            Ok(())
-        }
-        None => map.set(&index, &value),
-    }
-}
-
-fn store_zone(map: &Map, number: u32, zone: Zone) -> Result<(), Error> {
-    match (&map.memory, words(bytes_of(&zone)).next()) {
-        (Some(memory), Some(word)) => {
-            memory.store_word(number as usize, word);
-            Ok(())
-        }
-        _ => map.set(&number, &zone),
-    }
-}
-
-fn coarse(kernel: &Kernel, v6: bool, bytes: &[(u16, u8)]) -> Result<(), Error> {
-    let map = kernel.map(if v6 { names::COARSE6 } else { names::COARSE4 })?;
-    if let Some(memory) = &map.memory {
-        for &(index, byte) in bytes {
-            memory.store_byte(usize::from(index), byte);
-        }
-        return Ok(());
-    }
-    let mut table = Box::new(map.at::<ratelimiter_common::abi::config::Coarse>(0)?);
-    for &(index, byte) in bytes {
-        if let Some(place) = bytes_of_mut(&mut *table).get_mut(usize::from(index)) {
-            *place = byte;
-        }
-    }
-    map.set(&0_u32, &*table)
-}
-
-fn fine(kernel: &Kernel, v6: bool, words: &[(u32, u64)]) -> Result<(), Error> {
-    let map = kernel.map(if v6 { names::FINE6 } else { names::FINE4 })?;
-    if let Some(memory) = &map.memory {
-        for &(index, word) in words {
-            memory.store_word(index as usize, word);
-        }
-        return Ok(());
-    }
-    let (indices, values): (Vec<u32>, Vec<u64>) = words.iter().copied().unzip();
-    map.set_all(&indices, &values)
 }
 
 fn clamp(kernel: &Kernel, clamps: &BTreeMap<(u32, u32), u64>) -> Result<(), Error> {

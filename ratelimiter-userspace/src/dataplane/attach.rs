@@ -246,7 +246,7 @@ fn foreign(interface: &str, index: u32, described: &Link) -> Foreign {
     let name = sys::prog_by_id(prog_id)
         .and_then(|fd| sys::prog_info(fd.as_fd()))
         .map_or_else(|_| "?".to_owned(), |info| sys::name(&info.name));
-    let (link, can_look) = match find_link(index) {
+    let (link, can_look) = match find_link(index, prog_id) {
         Ok(link) => (link, true),
         Err(_) => (None, false),
     };
@@ -261,8 +261,9 @@ fn foreign(interface: &str, index: u32, described: &Link) -> Foreign {
     }
 }
 
-/// Looks through every link of the machine for the XDP link on `index`. Needs CAP_SYS_ADMIN.
-fn find_link(index: u32) -> io::Result<Option<(OwnedFd, u32)>> {
+/// Looks through every link of the machine for the XDP link of `prog_id` on `index` (another
+/// network namespace may have an interface with the same index). Needs CAP_SYS_ADMIN.
+fn find_link(index: u32, prog_id: u32) -> io::Result<Option<(OwnedFd, u32)>> {
     let mut id = 0;
     // At most 65 536 links are looked at.
     for _ in 0..1 << 16 {
@@ -274,6 +275,7 @@ fn find_link(index: u32) -> io::Result<Option<(OwnedFd, u32)>> {
             && let Ok(info) = sys::link_info(fd.as_fd())
             && info.link_type == sys::LINK_TYPE_XDP
             && info.ifindex == index
+            && info.prog_id == prog_id
         {
             return Ok(Some((fd, id)));
         }

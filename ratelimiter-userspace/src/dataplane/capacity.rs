@@ -9,8 +9,9 @@ use ratelimiter_common::abi::policy::PrefixValue;
 use ratelimiter_common::abi::tracked::Tracked;
 
 use super::Error;
-use super::apply::{Writer, key4, key6};
+use super::apply::Writer;
 use super::loader::Kernel;
+use super::store::{key4, key6};
 use crate::policy::plan::Update;
 
 /// What a list of updates adds and removes at most.

@@ -13,8 +13,8 @@ use ratelimiter_common::abi::{SCHEMA, names};
 use ratelimiter_common::vclock::SegmentClock;
 
 use super::state::{
-    AttachOptions, CrowdSource, Drained, Figures, Health, Installed, Interface, InterfaceState,
-    Stats, TableFigure,
+    Applied, AttachOptions, CrowdSource, Drained, Figures, Health, Installed, Interface,
+    InterfaceState, Stats, TableFigure,
 };
 use super::{DataPlane, Error, Tables};
 use crate::policy::plan::{Prefix, Update};
@@ -243,7 +243,7 @@ impl DataPlane for FakeDataPlane {
         }
     }
 
-    fn apply(&self, updates: &[Update]) -> Result<(), Error> {
+    fn apply(&self, updates: &[Update]) -> Result<Applied, Error> {
         let mut state = self.state();
         if let Some(sentence) = state.refuse_next_apply.take() {
             return Err(Error::Capacity(sentence));
@@ -252,7 +252,7 @@ impl DataPlane for FakeDataPlane {
             state.apply_one(update);
         }
         state.applied.extend_from_slice(updates);
-        Ok(())
+        Ok(Applied::default())
     }
 
     fn installed(&self) -> Result<Installed, Error> {

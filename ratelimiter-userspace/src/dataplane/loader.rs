@@ -288,8 +288,9 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, Error> {
         .try_into()
         .map_err(|error| Error::Object(format!("program `{name}`: {error}")))?;
     program.load().map_err(|error| match missing(&error) {
-        Some(source) => caps::denied("loading the program", source),
-        None => Error::Program(format!("`{name}`: {}", chain(&error))),
+        // The verifier says EACCES too; with every capability at hand, its log is the answer.
+        Some(source) if !caps::missing().is_empty() => caps::denied("loading the program", source),
+        _ => Error::Program(format!("`{name}`: {}", chain(&error))),
     })?;
     program
         .fd()
@@ -342,9 +343,20 @@ fn missing(error: &(dyn std::error::Error + 'static)) -> Option<std::io::Error> 
     None
 }
 
-/// An error and what is behind it, in one line.
+/// Most bytes kept of the verifier's log: its end says why.
+const LOG_TAIL_BYTES: usize = 2_000;
+
+/// An error and what is behind it; of a long log only the end.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
+    if text.len() > 2 * LOG_TAIL_BYTES {
+        let head = text.chars().take(LOG_TAIL_BYTES / 4);
+        let tail: Vec<char> = text.chars().rev().take(LOG_TAIL_BYTES).collect();
+        text = head
+            .chain(" [...] ".chars())
+            .chain(tail.into_iter().rev())
+            .collect();
+    }
     let mut next = error.source();
     while let Some(error) = next {
         let cause = error.to_string();

@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::Error;
 use super::mmap::Mmap;
-use super::pod::{Pod, bytes_of, bytes_of_all, bytes_of_mut, read};
+use super::pod::{Pod, bytes_of, bytes_of_mut, read};
 use super::sys::{self, MapInfo};
 
 /// Entries read or written by one batch.
@@ -128,20 +128,6 @@ impl Map {
     pub(super) fn remove<K: Pod>(&self, key: &K) -> Result<bool, Error> {
         self.check_key::<K>()?;
         sys::delete(self.fd(), bytes_of(key)).map_err(self.failed("writing"))
-    }
-
-    /// Stores `values` under `keys`, many per system call.
-    pub(super) fn set_all<K: Pod, V: Pod>(&self, keys: &[K], values: &[V]) -> Result<(), Error> {
-        self.check_sizes::<K, V>()?;
-        for (keys, values) in keys
-            .chunks(BATCH as usize)
-            .zip(values.chunks(BATCH as usize))
-        {
-            let count = keys.len().min(values.len()) as u32;
-            sys::update_batch(self.fd(), bytes_of_all(keys), bytes_of_all(values), count)
-                .map_err(|(_, error)| self.failed("writing")(error))?;
-        }
-        Ok(())
     }
 
     /// Visits every entry. Entries that come or go meanwhile may be missed or seen twice.

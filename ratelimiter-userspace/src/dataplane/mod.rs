@@ -29,6 +29,7 @@ mod pod;
 mod redate;
 mod shape;
 pub mod state;
+mod store;
 mod sys;
 pub mod tables;
 mod watch;
@@ -42,8 +43,8 @@ pub use error::{Error, ErrorKind};
 pub use fake::FakeDataPlane;
 pub use pins::{Removed, detach_all};
 pub use state::{
-    AttachMode, AttachOptions, CrowdFill, CrowdSource, Drained, Figures, Health, Installed,
-    Interface, InterfaceState, Stats, TableFigure,
+    Applied, AttachMode, AttachOptions, CrowdFill, CrowdSource, Drained, Figures, Health,
+    Installed, Interface, InterfaceState, Stats, TableFigure,
 };
 pub use tables::Tables;
 pub use xdp::{DEFAULT_ROOT, OpenOptions, XdpDataPlane};
@@ -73,9 +74,12 @@ pub trait DataPlane: Send + Sync {
     /// Applies `updates` in order.
     ///
     /// Capacity is checked for the whole list first, so that what does not fit changes nothing.
+    /// A change of a clock that came too late for its date is given a later one, and the answer
+    /// says so.
+    ///
     /// When a system call fails later, the updates before it stay applied and the error names the
     /// one that failed; plan again from [`DataPlane::installed`].
-    fn apply(&self, updates: &[Update]) -> Result<(), Error>;
+    fn apply(&self, updates: &[Update]) -> Result<Applied, Error>;
 
     /// Reads back what is installed. Takes about a second per million prefixes.
     fn installed(&self) -> Result<Installed, Error>;

@@ -11,7 +11,7 @@ use ratelimiter_common::vclock::SegmentClock;
 use ratelimiter_common::verdict::{REASONS, Reason, Verdict};
 use serde::Serialize;
 
-use crate::policy::plan::Prefix;
+use crate::policy::plan::{Prefix, Update};
 
 /// Where in the receive path XDP runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
@@ -150,6 +150,14 @@ impl Stats {
             .packets
             .wrapping_add(self.total(Verdict::Drop).packets)
     }
+}
+
+/// What became of a list of updates, where it differs from what was asked for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// Changes of clocks that came too late for their date and were given a later one, as the
+    /// updates that were made instead: whoever remembers what is installed must remember these.
+    pub moved: Vec<Update>,
 }
 
 /// What is installed in the kernel, read back.

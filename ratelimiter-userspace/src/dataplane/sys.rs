@@ -33,7 +33,6 @@ enum Command {
     ProgGetFdById = 13,
     ObjGetInfo = 15,
     LookupBatch = 24,
-    UpdateBatch = 26,
     LinkCreate = 28,
     LinkUpdate = 29,
     LinkGetFdById = 30,
@@ -172,27 +171,6 @@ pub(super) fn lookup_batch(
         }
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count, true)),
         Err(error) => Err(error),
-    }
-}
-
-/// Stores `count` entries; returns how many were stored before an error.
-pub(super) fn update_batch(
-    map: BorrowedFd<'_>,
-    keys: &[u8],
-    values: &[u8],
-    count: u32,
-) -> Result<(), (u32, io::Error)> {
-    let mut attr = BatchAttr {
-        keys: keys.as_ptr() as u64,
-        values: values.as_ptr() as u64,
-        count,
-        map_fd: raw(map),
-        ..BatchAttr::default()
-    };
-    // SAFETY: the caller passes buffers of `count` keys and values; the kernel only reads them.
-    match unsafe { bpf(Command::UpdateBatch, &mut attr) } {
-        Ok(_) => Ok(()),
-        Err(error) => Err((attr.count.min(count), error)),
     }
 }
 

@@ -14,8 +14,8 @@ use super::loader::{self, Kernel};
 use super::observe::{self, SampleReader};
 use super::pins::Pins;
 use super::state::{
-    AttachMode, AttachOptions, CrowdSource, Drained, Figures, Health, Installed, Interface,
-    InterfaceState, Stats,
+    Applied, AttachMode, AttachOptions, CrowdSource, Drained, Figures, Health, Installed,
+    Interface, InterfaceState, Stats,
 };
 use super::watch::Watcher;
 use super::{DataPlane, Error, Tables, crowd, figures, installed, merge, netlink};
@@ -303,7 +303,7 @@ impl DataPlane for XdpDataPlane {
         lock(&self.shared.health).clone()
     }
 
-    fn apply(&self, updates: &[Update]) -> Result<(), Error> {
+    fn apply(&self, updates: &[Update]) -> Result<Applied, Error> {
         lock(&self.shared.writer).apply(&self.shared.kernel, updates)
     }
 

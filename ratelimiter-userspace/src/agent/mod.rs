@@ -1,35 +1,443 @@
 //! The composition root: builds, starts and drains the agent.
 //!
 //! The only place that knows the data plane, the store, the policy and HTTP at once.
+//!
+//! - [`core`](self::core): the policy in force and every way to change it, on the `control` thread
+//! - `observe`: reads what the kernel counts; `talkers`, `usage` keep it
+//! - `service`: the agent as people use it; `explain`, `events`, `reload` are parts of it
+//! - [`privileges`]: what the agent keeps of its rights
+mod control;
+mod core;
+mod events;
+mod explain;
+mod fixed;
+mod observe;
+pub mod privileges;
+mod reload;
+mod service;
+mod state;
+mod tag;
+mod talkers;
+#[cfg(test)]
+mod tests;
+mod usage;
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use crate::config::Settings;
+use anyhow::{Context, bail};
+use arc_swap::ArcSwap;
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use self::core::{Core, Parts};
+use control::Control;
+use observe::Observer;
+use reload::Reloader;
+use service::Service;
+use state::{Figured, Shared};
+
+use crate::admin::views::EventKind;
+use crate::clock;
+use crate::config::{Malformed, Secret, Settings};
+use crate::dataplane::{self, DataPlane, OpenOptions, XdpDataPlane};
+use crate::http::gate::{Credential, Gate};
+use crate::http::stats::HttpStats;
+use crate::http::{self, Api, Limits, Listener};
+use crate::policy::prefixes::TimeBase;
+use crate::policy::set::{Geometry, Inputs};
+use crate::store::{MemoryStore, Store};
+
+/// Reads the settings again: flags over environment over file. The error is the whole text for
+/// people, with file, line and column.
+pub type Loader = Arc<dyn Fn() -> Result<Settings, String> + Send + Sync>;
 
 /// What the agent is started with.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Options {
     /// The validated settings: flags, environment and file merged.
     pub settings: Settings,
     /// The configuration file, read again on SIGHUP and when it changes; none if there is none.
     pub config_path: Option<PathBuf>,
+    /// How the settings are read again; without it the agent never reloads.
+    pub load: Option<Loader>,
     /// Keep nothing on disk.
     pub ephemeral: bool,
     /// Make new kernel tables if those that are pinned do not fit (every bucket starts full).
     pub replace_pins: bool,
 }
 
-/// Runs the agent until `shutdown` resolves, then drains it. The kernel goes on enforcing the last
-/// policy afterwards: pins stay.
+impl std::fmt::Debug for Options {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("settings", &self.settings)
+            .field("config_path", &self.config_path)
+            .field("ephemeral", &self.ephemeral)
+            .field("replace_pins", &self.replace_pins)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Runs the agent until `shutdown` resolves or SIGTERM or SIGINT arrives, then drains it. The
+/// kernel goes on enforcing the last policy afterwards: pins stay.
 ///
-/// Blocks the calling task; needs a multi-threaded tokio runtime with I/O and time.
+/// Needs a multi-threaded tokio runtime with I/O and time.
 ///
 /// # Errors
 ///
-/// When the agent cannot start: the message names what and why. Nothing is changed then.
+/// When the agent cannot start: the message names what and why. What an earlier agent left in the
+/// kernel goes on as it was.
 pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    let _ = options;
-    shutdown.await;
-    anyhow::bail!("this build has no agent yet")
+    if let Some(path) = options.config_path.as_deref() {
+        privileges::check_file(path).map_err(anyhow::Error::msg)?;
+    }
+    let settings = &options.settings;
+    let listeners = listen(settings).await?;
+    let opened = OpenOptions {
+        root: settings.pin_dir.clone().into(),
+        tables: tables(settings),
+        replace: options.replace_pins,
+    };
+    let plane = tokio::task::spawn_blocking(move || XdpDataPlane::open(&opened))
+        .await
+        .context("opening the data plane")??;
+    let store: Arc<dyn Store> = if options.ephemeral {
+        Arc::new(MemoryStore::new())
+    } else {
+        open_store(Path::new(&settings.state_dir))?
+    };
+    serve(options, listeners, Arc::new(plane), store, shutdown).await
+}
+
+/// Runs the agent on listeners, a data plane and a store that exist already.
+///
+/// # Errors
+///
+/// As [`run`].
+pub async fn serve(
+    options: Options,
+    listeners: Vec<Listener>,
+    plane: Arc<dyn DataPlane>,
+    store: Arc<dyn Store>,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let settings = options.settings.clone();
+    let gate = Arc::new(Gate::new(
+        credentials(&settings).map_err(anyhow::Error::msg)?,
+        &settings.admin.allowed_hosts,
+    ));
+    let core = {
+        let (plane, store, settings) = (Arc::clone(&plane), Arc::clone(&store), settings.clone());
+        tokio::task::spawn_blocking(move || build(&settings, plane, store))
+            .await
+            .context("building the policy")??
+    };
+    let shared = Arc::clone(&core.shared);
+    restore_usage(&shared, &plane, &store).await?;
+
+    let wanted = settings.interfaces.clone();
+    let attaching = Arc::clone(&plane);
+    let refused =
+        tokio::task::spawn_blocking(move || reload::attach_all(attaching.as_ref(), &wanted))
+            .await
+            .context("attaching")?;
+    if !refused.is_empty() {
+        bail!("{}", refused.join("; "));
+    }
+
+    let (control, control_thread) = Control::start(core).context("starting the control thread")?;
+    let (stop_observer, observer_stopped) = std::sync::mpsc::channel();
+    let observer = Observer {
+        plane: Arc::clone(&plane),
+        store: Arc::clone(&store),
+        shared: Arc::clone(&shared),
+        save_every: Duration::from_millis(settings.store.flush_interval_ms.max(100)),
+    };
+    let observer_thread = std::thread::Builder::new()
+        .name("observer".to_owned())
+        .spawn(move || observer.run(&observer_stopped))
+        .context("starting the observer thread")?;
+    let reloader = Arc::new(Reloader {
+        path: options.config_path.clone(),
+        load: options.load.clone(),
+        started_with: settings.clone(),
+        shared: Arc::clone(&shared),
+        plane: Arc::clone(&plane),
+        gate: Arc::clone(&gate),
+    });
+    let service = Arc::new(Service {
+        control: control.clone(),
+        plane: Arc::clone(&plane),
+        store,
+        shared: Arc::clone(&shared),
+        reloader: Arc::clone(&reloader),
+        v6_prefix_len: settings.kernel.v6_prefix_len,
+        pin_dir: settings.pin_dir.clone(),
+        config_file: options
+            .config_path
+            .as_ref()
+            .map(|path| path.display().to_string()),
+    });
+    let api = Api::new(
+        service,
+        gate,
+        Arc::clone(&shared.http),
+        settings.admin.max_body_bytes as usize,
+    );
+    let (stop, stopped) = watch::channel(false);
+    let limits = Limits {
+        connections: settings.admin.max_connections as usize,
+        connections_per_peer: (settings.admin.max_connections as usize / 4).max(8),
+        header_timeout: Duration::from_millis(settings.admin.header_timeout_ms),
+        drain: Duration::from_millis(settings.safety.drain_ms),
+        ..Limits::default()
+    };
+    let mut servers = tokio::task::JoinSet::new();
+    for listener in listeners {
+        let mut stopped = stopped.clone();
+        let stats = Arc::clone(&shared.http);
+        servers.spawn(http::serve(
+            listener,
+            api.router(),
+            limits,
+            stats,
+            async move {
+                let _ended = stopped.wait_for(|stopped| *stopped).await.is_ok();
+            },
+        ));
+    }
+    shared.started.store(true, Ordering::Relaxed);
+    shared.events.push(EventKind::Agent, "started");
+    tell_systemd(&[NotifyState::Ready]);
+    tracing::info!(mode = ?settings.mode(), "started");
+
+    until_told(&reloader, &control, &shared, shutdown).await?;
+
+    tracing::info!("stopping; the kernel keeps the last policy");
+    shared.stopping.store(true, Ordering::Relaxed);
+    shared.events.push(EventKind::Agent, "stopping");
+    tell_systemd(&[NotifyState::Stopping]);
+    stop.send_replace(true);
+    while servers.join_next().await.is_some() {}
+    drop(api);
+    drop(reloader);
+    drop(control);
+    drop(stop_observer);
+    tokio::task::spawn_blocking(move || {
+        let observed = observer_thread.join().is_ok();
+        let controlled = control_thread.join().is_ok();
+        observed && controlled
+    })
+    .await
+    .context("ending the threads")?
+    .then_some(())
+    .context("a thread of the agent panicked")
+}
+
+/// Binds every listener. Nothing else has been touched yet.
+async fn listen(settings: &Settings) -> anyhow::Result<Vec<Listener>> {
+    let mut listeners = Vec::new();
+    if let Some(address) = settings.admin.listen.address() {
+        let locked = !settings.credentials.is_empty();
+        listeners.push(Listener::tcp(address, locked).await?);
+    }
+    if !settings.admin.socket.is_empty() {
+        listeners.push(Listener::unix(Path::new(&settings.admin.socket)).await?);
+    }
+    if listeners.is_empty() {
+        tracing::warn!(
+            "neither `admin.listen` nor `admin.socket` is set: nobody can ask the agent"
+        );
+    }
+    for address in listeners.iter().filter_map(Listener::address) {
+        tracing::info!(%address, "admin API");
+    }
+    Ok(listeners)
+}
+
+/// The TCP address a test may bind before it calls [`serve`].
+pub async fn bind(address: SocketAddr, settings: &Settings) -> anyhow::Result<Listener> {
+    Ok(Listener::tcp(address, !settings.credentials.is_empty()).await?)
+}
+
+fn open_store(directory: &Path) -> anyhow::Result<Arc<dyn Store>> {
+    std::fs::create_dir_all(directory)
+        .with_context(|| format!("cannot make the state directory `{}`", directory.display()))?;
+    tracing::warn!("this build keeps nothing: the embedded store is not in it yet");
+    Ok(Arc::new(MemoryStore::new()))
+}
+
+fn tables(settings: &Settings) -> dataplane::Tables {
+    let tables = &settings.tables;
+    dataplane::Tables {
+        crowd4_words: tables.crowd4_words,
+        crowd6_ways: tables.crowd6_ways,
+        region_words: tables.region_words,
+        tracked: tables.tracked,
+        policies: tables.policies,
+        prefixes: tables.prefixes,
+        events_bytes: tables.events_bytes,
+        v6_prefix_len: settings.kernel.v6_prefix_len,
+    }
+}
+
+/// The credentials with their tokens read.
+fn credentials(settings: &Settings) -> Result<Vec<Credential>, String> {
+    settings
+        .credentials
+        .iter()
+        .map(|(name, credential)| {
+            let token = match (&credential.token, &credential.token_file) {
+                (Some(token), _) => token.clone(),
+                (None, Some(file)) => {
+                    let text = std::fs::read_to_string(file).map_err(|error| {
+                        format!("`credentials.{name}.token_file`: cannot read `{file}`: {error}")
+                    })?;
+                    Secret::new(text.lines().next().unwrap_or_default().trim().to_owned())
+                }
+                (None, None) => {
+                    return Err(format!(
+                        "`credentials.{name}` has neither `token` nor `token_file`"
+                    ));
+                }
+            };
+            if token.expose().len() < 16 {
+                return Err(format!(
+                    "the token of `credentials.{name}` has {} bytes; it must have at least 16",
+                    token.expose().len()
+                ));
+            }
+            Ok(Credential {
+                name: name.clone(),
+                token,
+                rights: credential.rights.clone(),
+                expires_unix_ms: credential.expires_unix_ms,
+            })
+        })
+        .collect()
+}
+
+/// Restores the policy and installs it.
+fn build(
+    settings: &Settings,
+    plane: Arc<dyn DataPlane>,
+    store: Arc<dyn Store>,
+) -> anyhow::Result<Core> {
+    let config = plane.installed()?.config;
+    let geometry = plane.tables();
+    let mut flags = 0;
+    if settings.kernel.malformed == Malformed::Budget {
+        flags |= ratelimiter_common::abi::config::flags::MALFORMED_BUDGET;
+    }
+    let parts = Parts {
+        store,
+        plane,
+        inputs: Inputs {
+            mode: settings.mode(),
+            flags,
+            geometry: Geometry {
+                tracked: geometry.tracked,
+                policies: geometry.policies,
+                prefixes: geometry.prefixes,
+                v6_prefix_len: settings.kernel.v6_prefix_len,
+            },
+            identity_key: config.perm.xor,
+            time: TimeBase::new(clock::monotonic_ns(), clock::unix_ms()),
+            now_ns: clock::monotonic_ns(),
+        },
+        fixed: fixed::fixed_document(settings),
+        confirm_within: Duration::from_secs(settings.safety.confirm_within_s),
+        risky_percent: settings.safety.risky_percent,
+    };
+    let core = Core::new(parts, |view| {
+        Arc::new(Shared {
+            view: ArcSwap::from_pointee(view),
+            figured: ArcSwap::from_pointee(Figured::default()),
+            events: events::Events::default(),
+            http: Arc::new(HttpStats::default()),
+            started: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            reloads_ok: AtomicU64::new(0),
+            reloads_failed: AtomicU64::new(0),
+            reload_error: ArcSwap::default(),
+            save_error: ArcSwap::default(),
+            apply_error: ArcSwap::default(),
+            begin: clock::instant(),
+        })
+    })?;
+    Ok(core)
+}
+
+/// Puts saved debts back, if the tables are new.
+async fn restore_usage(
+    shared: &Arc<Shared>,
+    plane: &Arc<dyn DataPlane>,
+    store: &Arc<dyn Store>,
+) -> anyhow::Result<()> {
+    let (shared, plane, store) = (Arc::clone(shared), Arc::clone(plane), Arc::clone(store));
+    tokio::task::spawn_blocking(move || {
+        if plane.health().adopted {
+            return;
+        }
+        let view = shared.view.load_full();
+        match usage::restore(plane.as_ref(), store.as_ref(), &view) {
+            Ok(0) => {}
+            Ok(buckets) => tracing::info!(buckets, "saved usage put back"),
+            Err(error) => {
+                tracing::error!(%error, "saved usage is not put back: every bucket starts full");
+            }
+        }
+    })
+    .await
+    .context("restoring usage")
+}
+
+/// Serves signals, the watchdog and the configuration file until it is time to stop.
+async fn until_told(
+    reloader: &Reloader,
+    control: &Control,
+    shared: &Shared,
+    shutdown: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("watching SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("watching SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("watching SIGHUP")?;
+    let mut period_us = 0;
+    let watched = sd_notify::watchdog_enabled(false, &mut period_us);
+    let mut watchdog = tokio::time::interval(Duration::from_micros(period_us.max(200_000) / 2));
+    let watching = reloader.watch(control);
+    tokio::pin!(watching, shutdown);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return Ok(()),
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => return Ok(()),
+            _ = hangup.recv() => {
+                tell_systemd(&[NotifyState::Reloading]);
+                // The outcome is in the log, the events and the metrics.
+                let _outcome = reloader.reload(control, "SIGHUP").await;
+                tell_systemd(&[NotifyState::Ready]);
+            }
+            _ = watchdog.tick(), if watched => {
+                // A stale observer means a hung kernel call: then systemd shall restart us.
+                let age_ns = clock::monotonic_ns()
+                    .saturating_sub(shared.figured.load().at_ns);
+                if age_ns < period_us.saturating_mul(1_000).max(10_000_000_000) {
+                    tell_systemd(&[NotifyState::Watchdog]);
+                }
+            }
+            () = &mut watching => {}
+        }
+    }
+}
+
+fn tell_systemd(states: &[NotifyState]) {
+    if let Err(error) = sd_notify::notify(false, states) {
+        tracing::debug!(%error, "systemd does not listen");
+    }
 }

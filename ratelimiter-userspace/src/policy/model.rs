@@ -188,7 +188,7 @@ pub struct ListEntry {
 }
 
 /// Everything configured at run time: what the store keeps and the kernel enforces.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Document {
     /// Raised by one with each change.
@@ -198,7 +198,9 @@ pub struct Document {
     /// Clients by id.
     pub clients: BTreeMap<String, Client>,
     /// Prefixes that are never limited. An allowed prefix wins over every block inside it.
+    #[schema(value_type = BTreeMap<String, ListEntry>)]
     pub allow: BTreeMap<IpNet, ListEntry>,
     /// Prefixes that are dropped.
+    #[schema(value_type = BTreeMap<String, ListEntry>)]
     pub block: BTreeMap<IpNet, ListEntry>,
 }

@@ -117,6 +117,20 @@ pub enum EventKind {
     Drop,
 }
 
+impl EventKind {
+    /// The word used in JSON and as the type of a server-sent event.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Agent => "agent",
+            Self::Change => "change",
+            Self::ReloadFailed => "reload_failed",
+            Self::Health => "health",
+            Self::Drop => "drop",
+        }
+    }
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Event {

@@ -14,5 +14,6 @@ pub use page::{DEFAULT_PAGE, MAX_PAGE, Page, PageQuery};
 pub use policy::{ClientView, DefinedIn, LimitRow, ListEntryView, Owner, SegmentView};
 pub use source::{Explanation, ResetAnswer, Rule, RuleKind, SourceRow, UnitState};
 pub use status::{
-    AttachRequest, CountView, CrowdView, InterfaceView, Readiness, Status, StoreView, TableView,
+    AttachRequest, CountView, CrowdView, Detached, InterfaceView, Readiness, Status, StoreView,
+    TableView,
 };

@@ -38,6 +38,13 @@ pub struct InterfaceView {
     pub since_s: f64,
 }
 
+/// Answer of `DELETE /v1/interfaces/{name}`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Detached {
+    /// Whether there was anything to detach.
+    pub detached: bool,
+}
+
 /// Answer of `/readyz` and `/startupz`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Readiness {

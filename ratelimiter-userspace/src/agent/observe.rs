@@ -1,0 +1,172 @@
+//! The observer thread: reads counters, samples and figures, and saves usage.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use super::state::{Figured, Shared};
+use super::talkers::Talkers;
+use super::usage;
+use crate::admin::views::EventKind;
+use crate::clock;
+use crate::dataplane::{DataPlane, Stats};
+use crate::store::Store;
+
+/// How often counters and samples are read.
+const PERIOD: Duration = Duration::from_millis(250);
+/// Periods between two scans of the tables.
+const FIGURES_EVERY: u64 = 20;
+/// Seconds over which rates are averaged.
+const AVERAGE_S: f64 = 2.0;
+
+/// What the observer works with.
+pub(super) struct Observer {
+    pub(super) plane: Arc<dyn DataPlane>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) shared: Arc<Shared>,
+    /// How often usage is saved.
+    pub(super) save_every: Duration,
+}
+
+struct Rates {
+    at_ns: u64,
+    stats: Stats,
+    packets_per_s: f64,
+    dropped_per_s: f64,
+    conforming_per_s: Vec<f64>,
+}
+
+impl Observer {
+    /// Observes until `stop` is dropped, then saves usage once more.
+    pub(super) fn run(self, stop: &Receiver<()>) {
+        let mut talkers = Talkers::default();
+        let mut rates: Option<Rates> = None;
+        let mut problems: Vec<String> = Vec::new();
+        let mut saved_ns = clock::monotonic_ns();
+        for round in 0_u64.. {
+            let now_ns = clock::monotonic_ns();
+            let mut next = (**self.shared.figured.load()).clone();
+            next.at_ns = now_ns;
+            next.error = self
+                .read(&mut next, &mut talkers, &mut rates, round, now_ns)
+                .err()
+                .map(|error| error.to_string());
+            self.shared.figured.store(Arc::new(next));
+            if now_ns.saturating_sub(saved_ns) >= self.save_every.as_nanos() as u64 {
+                saved_ns = now_ns;
+                self.save();
+            }
+            self.tell(&mut problems);
+            match stop.recv_timeout(PERIOD) {
+                Err(RecvTimeoutError::Timeout) => {}
+                _ => break,
+            }
+        }
+        self.save();
+    }
+
+    fn read(
+        &self,
+        next: &mut Figured,
+        talkers: &mut Talkers,
+        rates: &mut Option<Rates>,
+        round: u64,
+        now_ns: u64,
+    ) -> Result<(), crate::dataplane::Error> {
+        next.health = self.plane.health();
+        let drained = self
+            .plane
+            .drain_samples(&mut |sample| talkers.note(sample))?;
+        next.samples_lost += drained.lost;
+        next.drop_events += self.plane.drain_events(&mut |_| {})?;
+        let stats = self.plane.stats()?;
+        let before = rates.take();
+        let elapsed_s = before.as_ref().map_or(0.0, |before| {
+            now_ns.saturating_sub(before.at_ns) as f64 / 1e9
+        });
+        talkers.tick(elapsed_s);
+        let fresh = Rates::after(before, stats, now_ns, elapsed_s);
+        next.stats = fresh.stats.clone();
+        next.packets_per_s = fresh.packets_per_s;
+        next.dropped_per_s = fresh.dropped_per_s;
+        next.conforming_per_s.clone_from(&fresh.conforming_per_s);
+        *rates = Some(fresh);
+        next.talkers = Arc::new(talkers.ranking());
+        if round.is_multiple_of(FIGURES_EVERY) {
+            next.figures = self.plane.figures(now_ns)?;
+        }
+        Ok(())
+    }
+
+    fn save(&self) {
+        let view = self.shared.view.load();
+        let saved = usage::save(self.plane.as_ref(), self.store.as_ref(), &view);
+        let text = match saved {
+            Ok(()) => String::new(),
+            Err(error) => format!("usage cannot be saved: {error}"),
+        };
+        self.shared.save_error.store(Arc::new(text));
+    }
+
+    /// One log line and one event for each problem that comes or goes.
+    fn tell(&self, known: &mut Vec<String>) {
+        let now = self.shared.problems();
+        if self.shared.stopping.load(Ordering::Relaxed) {
+            return;
+        }
+        for problem in now.iter().filter(|problem| !known.contains(problem)) {
+            tracing::warn!(%problem, "not ready");
+            self.shared.events.push(EventKind::Health, problem.clone());
+        }
+        if now.is_empty() && !known.is_empty() {
+            tracing::info!("ready again");
+            self.shared.events.push(EventKind::Health, "ready again");
+        }
+        *known = now;
+    }
+}
+
+impl Rates {
+    fn after(before: Option<Self>, stats: Stats, at_ns: u64, elapsed_s: f64) -> Self {
+        let Some(before) = before.filter(|_| elapsed_s > 0.0) else {
+            return Self {
+                at_ns,
+                conforming_per_s: vec![0.0; stats.segments.len()],
+                stats,
+                packets_per_s: 0.0,
+                dropped_per_s: 0.0,
+            };
+        };
+        let keep = (-elapsed_s / AVERAGE_S).exp();
+        let rate = |old: f64, new: u64, previous: u64| {
+            old * keep + (1.0 - keep) * new.saturating_sub(previous) as f64 / elapsed_s
+        };
+        let dropped = |stats: &Stats| {
+            stats
+                .total(ratelimiter_common::verdict::Verdict::Drop)
+                .packets
+        };
+        Self {
+            at_ns,
+            packets_per_s: rate(
+                before.packets_per_s,
+                stats.offered(),
+                before.stats.offered(),
+            ),
+            dropped_per_s: rate(
+                before.dropped_per_s,
+                dropped(&stats),
+                dropped(&before.stats),
+            ),
+            conforming_per_s: stats
+                .segments
+                .iter()
+                .zip(&before.stats.segments)
+                .zip(&before.conforming_per_s)
+                .map(|((new, previous), old)| rate(*old, new.conforming, previous.conforming))
+                .collect(),
+            stats,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Reading the configuration file again: on SIGHUP, when it changes, when asked.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::control::Control;
+use super::fixed::fixed_document;
+use super::service::plane_mode;
+use super::state::Shared;
+use super::{Loader, credentials, privileges};
+use crate::admin::views::{Changed, EventKind};
+use crate::admin::{AdminError, Result};
+use crate::config::{Attach, Settings};
+use crate::dataplane::{AttachOptions, DataPlane};
+use crate::http::gate::Gate;
+
+/// How often the file is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Reads the configuration again and hands what may change to whom it concerns.
+pub(super) struct Reloader {
+    pub(super) path: Option<PathBuf>,
+    pub(super) load: Option<Loader>,
+    pub(super) started_with: Settings,
+    pub(super) shared: Arc<Shared>,
+    pub(super) plane: Arc<dyn DataPlane>,
+    pub(super) gate: Arc<Gate>,
+}
+
+impl Reloader {
+    /// Reloads. Whatever is wrong with the file, the policy in force stays.
+    pub(super) async fn reload(&self, control: &Control, by: &str) -> Result<Changed> {
+        let outcome = self.try_reload(control).await;
+        match &outcome {
+            Ok(changed) => {
+                self.shared.reloads_ok.fetch_add(1, Ordering::Relaxed);
+                self.shared.reload_error.store(Arc::default());
+                tracing::info!(
+                    by,
+                    differences = changed.differences_total,
+                    "configuration reloaded"
+                );
+                let text = format!(
+                    "{by}: configuration reloaded, {} objects differ",
+                    changed.differences_total
+                );
+                self.shared.events.push(EventKind::Change, text);
+            }
+            Err(error) => {
+                self.shared.reloads_failed.fetch_add(1, Ordering::Relaxed);
+                self.shared.reload_error.store(Arc::new(error.to_string()));
+                tracing::error!(by, %error, "configuration refused; the previous one stays in force");
+                self.shared
+                    .events
+                    .push(EventKind::ReloadFailed, error.to_string());
+            }
+        }
+        outcome
+    }
+
+    async fn try_reload(&self, control: &Control) -> Result<Changed> {
+        let load = self.load.clone().ok_or_else(|| {
+            AdminError::Conflict("the agent was started without a configuration file".to_owned())
+        })?;
+        let path = self.path.clone();
+        let settings = tokio::task::spawn_blocking(move || {
+            if let Some(path) = &path {
+                privileges::check_file(path)?;
+            }
+            load()
+        })
+        .await
+        .map_err(|_| AdminError::Unavailable("the agent is stopping".to_owned()))?
+        .map_err(|text| AdminError::invalid("", text))?;
+        let credentials = credentials(&settings).map_err(|text| AdminError::invalid("", text))?;
+        let open = settings.admin.listen.address();
+        if credentials.is_empty() && open.is_some_and(|at| !at.ip().to_canonical().is_loopback()) {
+            return Err(AdminError::invalid(
+                "/credentials",
+                "`admin.listen` is not loopback; at least one credential must stay",
+            ));
+        }
+        let (fixed, mode) = (fixed_document(&settings), settings.mode());
+        let mut changed = control.with(move |core| core.reload(fixed, mode)).await?;
+        self.gate
+            .replace(credentials, &settings.admin.allowed_hosts);
+        let plane = Arc::clone(&self.plane);
+        let wanted = settings.interfaces.clone();
+        let refused = tokio::task::spawn_blocking(move || attach_all(plane.as_ref(), &wanted))
+            .await
+            .unwrap_or_default();
+        changed.warnings.extend(refused);
+        if self.needs_restart(&settings) {
+            changed.warnings.push(
+                "listeners, directories, table sizes or kernel settings differ: they change with \
+                 the next start"
+                    .to_owned(),
+            );
+        }
+        Ok(changed)
+    }
+
+    fn needs_restart(&self, new: &Settings) -> bool {
+        let old = &self.started_with;
+        (
+            &old.admin.listen,
+            &old.admin.socket,
+            &old.state_dir,
+            &old.pin_dir,
+        ) != (
+            &new.admin.listen,
+            &new.admin.socket,
+            &new.state_dir,
+            &new.pin_dir,
+        ) || old.tables != new.tables
+            || old.kernel != new.kernel
+            || old.check != new.check
+    }
+
+    /// Reloads whenever the file is another one or has changed. Looks twice before it does: a file
+    /// that is still being written is left to be finished.
+    pub(super) async fn watch(&self, control: &Control) {
+        let Some(path) = self.path.clone().filter(|_| self.load.is_some()) else {
+            return std::future::pending().await;
+        };
+        let look = || {
+            use std::os::unix::fs::MetadataExt;
+            std::fs::metadata(&path)
+                .ok()
+                .map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
+        };
+        let mut known = look();
+        let mut seen = known;
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            ticks.tick().await;
+            let now = look();
+            if now == seen && now != known {
+                known = now;
+                // The outcome is in the log, the events and the metrics.
+                let _outcome = self.reload(control, "file").await;
+            }
+            seen = now;
+        }
+    }
+}
+
+/// Attaches to every interface wanted and returns a sentence for each that refused.
+pub(super) fn attach_all(
+    plane: &dyn DataPlane,
+    wanted: &[crate::config::Interface],
+) -> Vec<String> {
+    let known: Vec<String> = plane
+        .interfaces()
+        .into_iter()
+        .map(|interface| interface.name)
+        .collect();
+    wanted
+        .iter()
+        .filter_map(|interface| {
+            let options = AttachOptions {
+                mode: plane_mode(interface.mode),
+                replace: interface.foreign == Attach::Replace,
+                // An interface that was protected before has vanished and will come back; one
+                // nobody has ever seen is a mistake.
+                wait: known.contains(&interface.name),
+            };
+            plane
+                .attach(&interface.name, options)
+                .err()
+                .map(|error| error.to_string())
+        })
+        .collect()
+}

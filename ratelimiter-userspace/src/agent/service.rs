@@ -1,0 +1,685 @@
+//! The agent as people use it: [`Admin`] on the control thread, the view and the figures.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+
+use super::control::Control;
+use super::core::{plane_error, store_error};
+use super::explain;
+use super::reload::Reloader;
+use super::state::{Shared, View, shown};
+use super::tag::tag_of;
+use crate::admin::edit::object;
+use crate::admin::views::{
+    AttachRequest, ChangeView, Changed, ClientView, CountView, CrowdView, DefinedIn, Event,
+    EventKind, Explanation, InterfaceView, LimitRow, ListEntryView, Owner, Page, PageQuery,
+    ResetAnswer, SegmentView, SourceRow, Status, StoreView, TableView, Tagged,
+};
+use crate::admin::{Admin, AdminError, Caller, ChangeOptions, Edit, ListName, Result};
+use crate::clock;
+use crate::config;
+use crate::dataplane::{AttachMode, AttachOptions, DataPlane, Interface, InterfaceState};
+use crate::metrics;
+use crate::policy::model::{Client, DEFAULT_SEGMENT, Document, Segment};
+use crate::policy::resolve::{Effective, Source, kernel_limits, request_limits, segment_of};
+use crate::policy::slots::PolicyName;
+use crate::store::Store;
+
+/// The agent as people use it.
+pub(super) struct Service {
+    pub(super) control: Control,
+    pub(super) plane: Arc<dyn DataPlane>,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) reloader: Arc<Reloader>,
+    pub(super) v6_prefix_len: u8,
+    pub(super) pin_dir: String,
+    pub(super) config_file: Option<String>,
+}
+
+impl Service {
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn DataPlane, &View) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let plane = Arc::clone(&self.plane);
+        let view = self.shared.view.load_full();
+        tokio::task::spawn_blocking(move || work(plane.as_ref(), &view))
+            .await
+            .map_err(|_| AdminError::Unavailable("the agent is stopping".to_owned()))?
+    }
+
+    fn note(&self, caller: &Caller, what: &str) {
+        tracing::info!(by = %caller.name, what, "admin");
+        self.shared
+            .events
+            .push(EventKind::Change, format!("{}: {what}", caller.name));
+    }
+}
+
+fn not_found(what: &'static str, name: &str) -> AdminError {
+    AdminError::NotFound {
+        what,
+        name: name.to_owned(),
+    }
+}
+
+/// The tag of what the store has at `path`; of what the file has where the store has nothing.
+fn tag(view: &View, path: &str) -> String {
+    tag_of(&object(&view.stored, path))
+        .or_else(|| tag_of(&object(&view.document, path)))
+        .unwrap_or_default()
+}
+
+fn row(view: &View, owner: Owner, owner_name: &str, effective: &Effective<'_>) -> LimitRow {
+    let quota = effective.spec.quota();
+    LimitRow {
+        owner,
+        owner_name: owner_name.to_owned(),
+        name: effective.name.to_owned(),
+        rate_limit: effective.spec.rate_limit,
+        time_window: effective.spec.time_window,
+        burst: quota.burst,
+        unit: effective.spec.unit,
+        algorithm: effective.spec.algorithm(),
+        mode: effective.mode,
+        defined_in: match owner {
+            Owner::Client if view.fixed.clients.contains_key(owner_name) => DefinedIn::File,
+            Owner::Client => DefinedIn::Store,
+            Owner::Segment => explain::segment_defined_in(view, owner_name),
+        },
+    }
+}
+
+fn effective_rows(
+    view: &View,
+    id: Option<&str>,
+    client: Option<&Client>,
+    segment: &str,
+) -> Vec<LimitRow> {
+    let document = &view.document;
+    kernel_limits(document, client, segment, view.mode)
+        .into_iter()
+        .flatten()
+        .chain(request_limits(document, client, segment, view.mode))
+        .map(|effective| match (effective.source, id) {
+            (Source::Client, Some(id)) => row(view, Owner::Client, id, &effective),
+            (Source::DefaultSegment, _) => row(view, Owner::Segment, DEFAULT_SEGMENT, &effective),
+            _ => row(view, Owner::Segment, segment, &effective),
+        })
+        .collect()
+}
+
+fn client_view(view: &View, id: &str, client: &Client) -> ClientView {
+    ClientView {
+        id: id.to_owned(),
+        client: client.clone(),
+        defined_in: if view.fixed.clients.contains_key(id) {
+            DefinedIn::File
+        } else {
+            DefinedIn::Store
+        },
+        effective: effective_rows(view, Some(id), Some(client), segment_of(client)),
+        pending: view.trial(&format!("clients/{id}")),
+    }
+}
+
+fn members(document: &Document) -> BTreeMap<&str, u64> {
+    let mut members = BTreeMap::new();
+    for client in document.clients.values() {
+        *members.entry(segment_of(client)).or_default() += 1;
+    }
+    members
+}
+
+fn segment_view(view: &View, name: &str, segment: &Segment, clients: u64) -> SegmentView {
+    SegmentView {
+        name: name.to_owned(),
+        segment: segment.clone(),
+        defined_in: explain::segment_defined_in(view, name),
+        clients,
+        pending: view.trial(&format!("segments/{name}")),
+    }
+}
+
+/// Every limit as its owner wrote it, segments first.
+fn all_limits(view: &View) -> Vec<LimitRow> {
+    let document = &view.document;
+    let written = |owner, name: &str, limits: &crate::policy::model::Limits, mode| {
+        limits
+            .iter()
+            .map(|(limit, spec)| {
+                let effective = Effective {
+                    name: limit,
+                    spec,
+                    source: Source::Client,
+                    mode: spec.mode.or(mode).unwrap_or(view.mode),
+                };
+                row(view, owner, name, &effective)
+            })
+            .collect::<Vec<_>>()
+    };
+    let segments = document
+        .segments
+        .iter()
+        .flat_map(|(name, s)| written(Owner::Segment, name, &s.limits, s.mode));
+    let clients = document
+        .clients
+        .iter()
+        .flat_map(|(id, c)| written(Owner::Client, id, &c.limits, c.mode));
+    segments.chain(clients).collect()
+}
+
+fn interface_view(interface: &Interface) -> InterfaceView {
+    let (state, problem) = match &interface.state {
+        InterfaceState::Attached => ("attached", None),
+        InterfaceState::Absent => ("absent", Some("the interface does not exist".to_owned())),
+        InterfaceState::Failed { reason } => ("failed", Some(reason.clone())),
+    };
+    InterfaceView {
+        name: interface.name.clone(),
+        index: interface.index,
+        mode: match interface.mode {
+            AttachMode::Native => config::AttachMode::Native,
+            AttachMode::Generic => config::AttachMode::Generic,
+        },
+        attached: interface.is_attached(),
+        state: state.to_owned(),
+        problem,
+        since_s: clock::monotonic_ns().saturating_sub(interface.since_ns) as f64 / 1e9,
+    }
+}
+
+pub(super) fn plane_mode(mode: config::AttachMode) -> AttachMode {
+    match mode {
+        config::AttachMode::Native => AttachMode::Native,
+        config::AttachMode::Generic => AttachMode::Generic,
+    }
+}
+
+#[async_trait]
+impl Admin for Service {
+    async fn status(&self) -> Result<Status> {
+        let view = self.shared.view.load_full();
+        let figured = self.shared.figured.load_full();
+        let problems = self.problems();
+        let store = self.store.status();
+        let reload_error = self.shared.reload_error.load();
+        let mut warnings = store.warnings.clone();
+        warnings.extend(view.compiled.warnings.iter().map(ToString::to_string));
+        if view.mode != crate::policy::model::Mode::Enforce {
+            warnings.push("the agent runs in shadow: it counts and drops nothing".to_owned());
+        }
+        let interfaces = self.interfaces().await?;
+        if interfaces.is_empty() {
+            warnings.push("no interface is attached: no packet is judged".to_owned());
+        }
+        let counts = ratelimiter_common::verdict::Reason::ALL
+            .into_iter()
+            .flat_map(|reason| {
+                use ratelimiter_common::verdict::Verdict;
+                [Verdict::Pass, Verdict::Drop].map(|verdict| (reason, verdict))
+            })
+            .map(|(reason, verdict)| {
+                let count = figured.stats.count(reason, verdict);
+                CountView {
+                    reason: reason.as_str().to_owned(),
+                    verdict: metrics::verdict_word(verdict).to_owned(),
+                    packets: count.packets,
+                    bytes: count.bytes,
+                }
+            })
+            .filter(|count| count.packets > 0)
+            .collect();
+        Ok(Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            mode: view.mode,
+            ready: self.started() && problems.is_empty(),
+            problems,
+            warnings,
+            uptime_s: self.shared.begin.elapsed().as_secs_f64(),
+            revision: view.stored.revision,
+            segments: view.document.segments.len() as u64,
+            clients: view.document.clients.len() as u64,
+            allowed: view.document.allow.len() as u64,
+            blocked: view.document.block.len() as u64,
+            config_file: self.config_file.clone(),
+            reload_error: Some(reload_error.to_string()).filter(|text| !text.is_empty()),
+            interfaces,
+            pin_dir: self.pin_dir.clone(),
+            program_id: figured.health.program_id,
+            adopted: figured.health.adopted,
+            repairs: figured.health.repairs,
+            pending: view
+                .trials
+                .iter()
+                .map(super::state::Trial::pending)
+                .collect(),
+            offered: figured.stats.offered(),
+            counts,
+            packets_per_s: figured.packets_per_s,
+            dropped_per_s: figured.dropped_per_s,
+            tables: figured
+                .figures
+                .tables
+                .iter()
+                .map(|table| TableView {
+                    name: table.name.to_owned(),
+                    capacity: table.capacity,
+                    used: table.used,
+                    bytes: table.bytes,
+                })
+                .collect(),
+            crowd: crowd_views(&view, &figured),
+            store: StoreView {
+                kind: store.kind.to_owned(),
+                location: store.location,
+                warnings: store.warnings,
+            },
+            rss_bytes: metrics::rss_bytes(),
+        })
+    }
+
+    fn problems(&self) -> Vec<String> {
+        self.shared.problems()
+    }
+
+    fn started(&self) -> bool {
+        self.shared.started.load(Ordering::Relaxed)
+    }
+
+    async fn clients(&self, query: PageQuery) -> Result<Page<ClientView>> {
+        let view = self.shared.view.load_full();
+        let matching = view.document.clients.iter().filter(|(id, client)| {
+            let sources: Vec<String> = if query.q.is_some() {
+                client.sources.iter().map(ToString::to_string).collect()
+            } else {
+                Vec::new()
+            };
+            query.matches(
+                [id.as_str(), segment_of(client)]
+                    .into_iter()
+                    .chain(sources.iter().map(String::as_str)),
+            )
+        });
+        Ok(query.page(
+            matching,
+            |(id, _)| (*id).clone(),
+            |(id, client)| client_view(&view, id, client),
+        ))
+    }
+
+    async fn client(&self, id: &str) -> Result<Tagged<ClientView>> {
+        let view = self.shared.view.load_full();
+        let client = view
+            .document
+            .clients
+            .get(id)
+            .ok_or_else(|| not_found("client", id))?;
+        Ok(Tagged {
+            value: client_view(&view, id, client),
+            tag: tag(&view, &format!("clients/{id}")),
+        })
+    }
+
+    async fn client_limit(&self, id: &str, name: &str) -> Result<Tagged<LimitRow>> {
+        let view = self.shared.view.load_full();
+        let client = view
+            .document
+            .clients
+            .get(id)
+            .ok_or_else(|| not_found("client", id))?;
+        let own = all_limits(&view)
+            .into_iter()
+            .find(|row| row.owner == Owner::Client && row.owner_name == id && row.name == name);
+        let value = own
+            .or_else(|| {
+                effective_rows(&view, Some(id), Some(client), segment_of(client))
+                    .into_iter()
+                    .find(|row| row.name == name)
+            })
+            .ok_or_else(|| not_found("limit", name))?;
+        Ok(Tagged {
+            value,
+            tag: tag(&view, &format!("clients/{id}")),
+        })
+    }
+
+    async fn segments(&self, query: PageQuery) -> Result<Page<SegmentView>> {
+        let view = self.shared.view.load_full();
+        let members = members(&view.document);
+        let matching = view
+            .document
+            .segments
+            .iter()
+            .filter(|(name, _)| query.matches([name.as_str()]));
+        Ok(query.page(
+            matching,
+            |(name, _)| (*name).clone(),
+            |(name, segment)| {
+                let clients = members.get(name.as_str()).copied().unwrap_or(0);
+                segment_view(&view, name, segment, clients)
+            },
+        ))
+    }
+
+    async fn segment(&self, name: &str) -> Result<Tagged<SegmentView>> {
+        let view = self.shared.view.load_full();
+        let segment = view
+            .document
+            .segments
+            .get(name)
+            .ok_or_else(|| not_found("segment", name))?;
+        let clients = members(&view.document).get(name).copied().unwrap_or(0);
+        Ok(Tagged {
+            value: segment_view(&view, name, segment, clients),
+            tag: tag(&view, &format!("segments/{name}")),
+        })
+    }
+
+    async fn limits(&self, query: PageQuery) -> Result<Page<LimitRow>> {
+        let view = self.shared.view.load_full();
+        let matching = all_limits(&view)
+            .into_iter()
+            .filter(|row| query.matches([row.owner_name.as_str(), row.name.as_str()]));
+        let key = |row: &LimitRow| {
+            let owner = match row.owner {
+                Owner::Client => "clients",
+                Owner::Segment => "segments",
+            };
+            format!("{owner}/{}/{}", row.owner_name, row.name)
+        };
+        Ok(query.page(matching, key, |row| row))
+    }
+
+    async fn list(&self, list: ListName, query: PageQuery) -> Result<Page<ListEntryView>> {
+        let view = self.shared.view.load_full();
+        let now_unix_ms = clock::unix_ms();
+        let matching = list.of(&view.document).iter().filter(|(prefix, entry)| {
+            entry.expires_unix_ms.is_none_or(|end| end > now_unix_ms)
+                && query.matches([
+                    prefix.to_string().as_str(),
+                    entry.reason.as_deref().unwrap_or_default(),
+                ])
+        });
+        Ok(query.page(
+            matching,
+            |(prefix, _)| prefix.to_string(),
+            |(prefix, entry)| ListEntryView {
+                cidr: prefix.to_string(),
+                reason: entry.reason.clone(),
+                by: entry.by.clone(),
+                expires_unix_ms: entry.expires_unix_ms,
+                defined_in: if list.of(&view.fixed).contains_key(prefix) {
+                    DefinedIn::File
+                } else {
+                    DefinedIn::Store
+                },
+                pending: view.trial(&format!("{}/{prefix}", list.as_str())),
+            },
+        ))
+    }
+
+    async fn document(&self) -> Result<Tagged<Document>> {
+        let view = self.shared.view.load_full();
+        Ok(Tagged {
+            value: (*view.stored).clone(),
+            tag: tag(&view, "document"),
+        })
+    }
+
+    async fn change(&self, edit: Edit, options: ChangeOptions, caller: &Caller) -> Result<Changed> {
+        let caller = caller.clone();
+        self.control
+            .with(move |core| core.change(&edit, &options, &caller))
+            .await
+    }
+
+    async fn changes(&self, query: PageQuery) -> Result<Page<ChangeView>> {
+        let before = match &query.after {
+            Some(after) => Some(after.parse().map_err(|_| {
+                AdminError::invalid("/after", "`after` is not the revision of a change")
+            })?),
+            None => None,
+        };
+        let store = Arc::clone(&self.store);
+        let found =
+            tokio::task::spawn_blocking(move || store.changes(before, crate::store::MAX_CHANGES))
+                .await
+                .map_err(|_| AdminError::Unavailable("the agent is stopping".to_owned()))?
+                .map_err(store_error)?;
+        let view = self.shared.view.load_full();
+        let all = PageQuery {
+            after: None,
+            ..query.clone()
+        };
+        let matching = found
+            .into_iter()
+            .filter(|entry| query.matches([entry.change.what.as_str(), entry.change.by.as_str()]));
+        Ok(all.page(
+            matching,
+            |entry| entry.revision.to_string(),
+            |change| ChangeView {
+                pending: view.trials.iter().any(|t| t.revision == change.revision),
+                change,
+            },
+        ))
+    }
+
+    async fn confirm(&self, revision: Option<u64>, caller: &Caller) -> Result<Vec<Changed>> {
+        let by = caller.name.clone();
+        self.control
+            .with(move |core| core.confirm(revision, &by))
+            .await
+    }
+
+    async fn rollback(&self, revision: Option<u64>, caller: &Caller) -> Result<Vec<Changed>> {
+        let by = caller.name.clone();
+        self.control
+            .with(move |core| core.rollback(revision, &by))
+            .await
+    }
+
+    async fn sources(&self, query: PageQuery) -> Result<Page<SourceRow>> {
+        let view = self.shared.view.load_full();
+        let talkers = Arc::clone(&self.shared.figured.load().talkers);
+        let (now_ns, now_unix_ms) = (clock::monotonic_ns(), clock::unix_ms());
+        let rows = talkers.iter().map(|talker| {
+            let name = view.compiled.policies.get(&talker.slot).map(|p| &p.name);
+            let (client, segment) = match name {
+                Some(PolicyName::Client(id)) => {
+                    let client = view.document.clients.get(id);
+                    (Some(id.clone()), client.map_or(DEFAULT_SEGMENT, segment_of))
+                }
+                Some(PolicyName::Segment(segment)) => (None, segment.as_str()),
+                None => (None, DEFAULT_SEGMENT),
+            };
+            SourceRow {
+                source: shown(talker.key, talker.family, self.v6_prefix_len),
+                client,
+                segment: segment.to_owned(),
+                packets_per_s: talker.packets_per_s,
+                dropped_per_s: talker.dropped_per_s,
+                bytes_per_s: talker.bytes_per_s,
+                packets: talker.packets,
+                dropped: talker.dropped,
+                packets_error: talker.error,
+                reason: ratelimiter_common::verdict::Reason::from_abi(talker.reason)
+                    .map_or("unknown", ratelimiter_common::verdict::Reason::as_str)
+                    .to_owned(),
+                last_seen_unix_ms: now_unix_ms
+                    .saturating_sub(now_ns.saturating_sub(talker.seen_ns) / 1_000_000),
+            }
+        });
+        let matching = rows.filter(|row| {
+            query.matches([
+                row.source.as_str(),
+                row.segment.as_str(),
+                row.client.as_deref().unwrap_or_default(),
+            ])
+        });
+        Ok(query.page(matching, |row| row.source.clone(), |row| row))
+    }
+
+    async fn explain_source(&self, address: IpAddr) -> Result<Explanation> {
+        let v6_prefix_len = self.v6_prefix_len;
+        self.blocking(move |plane, view| explain::source(view, plane, v6_prefix_len, address))
+            .await
+    }
+
+    async fn explain_client(&self, id: &str) -> Result<Explanation> {
+        let (v6_prefix_len, id) = (self.v6_prefix_len, id.to_owned());
+        self.blocking(move |plane, view| explain::client(view, plane, v6_prefix_len, &id))
+            .await
+    }
+
+    async fn reset_source(&self, address: IpAddr, caller: &Caller) -> Result<ResetAnswer> {
+        let v6_prefix_len = self.v6_prefix_len;
+        let answer = self
+            .blocking(move |plane, view| explain::reset(view, plane, v6_prefix_len, address))
+            .await?;
+        self.note(caller, &answer.summary);
+        Ok(answer)
+    }
+
+    async fn reset_client(&self, id: &str, caller: &Caller) -> Result<ResetAnswer> {
+        let (v6_prefix_len, client) = (self.v6_prefix_len, id.to_owned());
+        let answer = self
+            .blocking(move |plane, view| explain::reset_client(view, plane, v6_prefix_len, &client))
+            .await?;
+        self.note(caller, &answer.summary);
+        Ok(answer)
+    }
+
+    async fn interfaces(&self) -> Result<Vec<InterfaceView>> {
+        self.blocking(|plane, _| Ok(plane.interfaces().iter().map(interface_view).collect()))
+            .await
+    }
+
+    async fn attach(
+        &self,
+        interface: &str,
+        request: AttachRequest,
+        caller: &Caller,
+    ) -> Result<InterfaceView> {
+        let name = interface.to_owned();
+        let options = AttachOptions {
+            mode: plane_mode(request.mode),
+            replace: request.replace,
+            wait: false,
+        };
+        let view = self
+            .blocking(move |plane, _| {
+                plane.attach(&name, options).map_err(plane_error)?;
+                plane
+                    .interfaces()
+                    .iter()
+                    .find(|interface| interface.name == name)
+                    .map(interface_view)
+                    .ok_or_else(|| not_found("interface", &name))
+            })
+            .await?;
+        self.note(caller, &format!("attach to `{interface}`"));
+        Ok(view)
+    }
+
+    async fn detach(&self, interface: &str, caller: &Caller) -> Result<bool> {
+        let name = interface.to_owned();
+        let detached = self
+            .blocking(move |plane, _| plane.detach(&name).map_err(plane_error))
+            .await?;
+        if detached {
+            self.note(caller, &format!("detach from `{interface}`"));
+        }
+        Ok(detached)
+    }
+
+    async fn reload(&self, caller: &Caller) -> Result<Changed> {
+        self.reloader.reload(&self.control, &caller.name).await
+    }
+
+    async fn events(&self, query: PageQuery) -> Result<Page<Event>> {
+        Ok(self.shared.events.page(&query))
+    }
+
+    async fn event_after(&self, after: u64) {
+        self.shared.events.after(after).await;
+    }
+
+    async fn metrics(&self, open_metrics: bool) -> Result<String> {
+        let view = self.shared.view.load_full();
+        let figured = self.shared.figured.load_full();
+        let interfaces = self.interfaces().await?;
+        Ok(metrics::render(
+            &metrics::Snapshot {
+                interfaces: &interfaces,
+                stats: &figured.stats,
+                figures: &figured.figures,
+                crowd: &crowd_views(&view, &figured),
+                segments: &view.compiled.segments,
+                health: &figured.health,
+                ready: self.started() && self.problems().is_empty(),
+                enforcing: view.mode == crate::policy::model::Mode::Enforce,
+                revision: view.stored.revision,
+                clients: view.document.clients.len(),
+                allowed: view.document.allow.len(),
+                blocked: view.document.block.len(),
+                pending: view.trials.len(),
+                reloads: [
+                    self.shared.reloads_ok.load(Ordering::Relaxed),
+                    self.shared.reloads_failed.load(Ordering::Relaxed),
+                ],
+                samples_lost: figured.samples_lost,
+                drop_events: figured.drop_events,
+                start_unix_s: (clock::unix_ms() as f64 / 1e3)
+                    - self.shared.begin.elapsed().as_secs_f64(),
+                http: &self.shared.http,
+            },
+            open_metrics,
+        ))
+    }
+}
+
+/// The crowd's regions with what the sizing law says about them.
+fn crowd_views(view: &View, figured: &super::state::Figured) -> Vec<CrowdView> {
+    let slot_of = |zone: u8| view.compiled.zones.get(usize::from(zone)).map(|z| z.slot);
+    figured
+        .figures
+        .crowd
+        .iter()
+        .map(|fill| {
+            let policy = slot_of(fill.zone).and_then(|slot| view.compiled.policies.get(&slot));
+            let segment = match policy.map(|policy| &policy.name) {
+                Some(PolicyName::Segment(name) | PolicyName::Client(name)) => name.as_str(),
+                None => DEFAULT_SEGMENT,
+            };
+            let number = view.compiled.segments.get(segment).copied().unwrap_or(0);
+            let conforming_per_s = figured
+                .conforming_per_s
+                .get(number as usize)
+                .copied()
+                .unwrap_or(0.0);
+            CrowdView {
+                family: if fill.v6 { 6 } else { 4 },
+                region: fill.region,
+                segment: segment.to_owned(),
+                unit: ["packets", "bytes", "connections"]
+                    .get(usize::from(fill.unit))
+                    .copied()
+                    .unwrap_or("packets")
+                    .to_owned(),
+                capacity: fill.capacity,
+                claimed: fill.claimed,
+                indebted: fill.indebted,
+                over_limit: fill.over_limit,
+                phi: fill.phi(conforming_per_s),
+                offender_share: fill.offender_share(),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,6 @@
+//! The agent in process, on the fake data plane and the memory store, over real HTTP.
+
+mod api;
+mod doors;
+mod harness;
+mod life;

@@ -4,10 +4,27 @@
 //! in [`settings`]; the example, the schema and `config show` are made from there.
 //!
 //! - [`settings`]: what can be set, and every default
+//! - [`mod@load`]: from texts to a [`Loaded`], or to [`Refused`] with line, column and excerpt
+//! - [`layers`]: environment variables and flags
+//! - [`mod@check`]: bounds of settings; mode bits of the file
+//! - [`statics`]: the file's segments, clients and lists, over what the store has
+//! - [`mod@show`]: `config example`, `default`, `show` and `schema`
+mod locate;
+mod problem;
 mod values;
+mod words;
 
+pub mod check;
+pub mod layers;
+pub mod load;
 pub mod settings;
+pub mod show;
+pub mod statics;
 
+pub use layers::{Override, Strings};
+pub use load::{File, Loaded, load};
+pub use locate::Place;
+pub use problem::{Origin, Problem, Refused};
 pub use settings::Settings;
 pub use values::{Attach, AttachMode, Interface, Listen, LogFormat, Malformed, Right, Secret};
 

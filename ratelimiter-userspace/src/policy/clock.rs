@@ -28,6 +28,10 @@ pub struct ClockTarget {
     pub way_back: Option<(u64, Option<UnitTarget>)>,
 }
 
+/// A pending piece this close behind the next possible moment is the change that was asked for:
+/// changes of many policies at once are dated one after the other.
+const SOON_NS: u64 = 1_000_000_000;
+
 /// What became of an edit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Edit {
@@ -152,7 +156,15 @@ pub fn edit(
     {
         want.push((back_ns, wanted(back)));
     }
-    if stretches(clock, at_ns) == want {
+    // A change that is on its way already counts as made, though others made with it may have
+    // pushed its date a little behind the next possible one.
+    let on_its_way = used(clock)
+        .map(|piece| piece.from_ns)
+        .filter(|from_ns| *from_ns > at_ns && *from_ns - at_ns <= SOON_NS);
+    if std::iter::once(at_ns)
+        .chain(on_its_way)
+        .any(|from_ns| stretches(clock, from_ns) == want)
+    {
         return Edit::Unchanged;
     }
 

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use ratelimiter_common::abi::tracked::SourceKey;
+use ratelimiter_common::source;
 
 /// IPv4 prefixes at least this long are addresses: each of theirs is tracked.
 pub const NARROW_V4: u8 = 28;
@@ -22,30 +23,15 @@ pub fn v6_mask(v6_prefix_len: u8) -> u64 {
     }
 }
 
-/// Returns the key of an IPv6 address, or `None` for one that no packet may come from
-/// (multicast, loopback, unspecified and the rest of `::/8`).
-fn key6(address: u128, v6_prefix_len: u8) -> Option<SourceKey> {
-    if address & (u128::MAX << 32) == NAT64 {
-        return Some(0x0064 << 48 | u64::from(address as u32));
-    }
-    let top = (address >> 64) as u64;
-    match (address >> 120) as u8 {
-        0x00 | 0xff => None,
-        0xfe if top >> 54 == 0xfe80 >> 6 => {
-            // 56 bits folded from the interface identifier.
-            let low = address as u64;
-            Some(0xff << 56 | ((low ^ low >> 56) & ((1 << 56) - 1)))
-        }
-        _ => Some(top & v6_mask(v6_prefix_len)),
-    }
-}
-
 /// Returns the key of a source's bucket; `None` for addresses that no packet may come from.
 #[must_use]
 pub fn source_key(address: IpAddr, v6_prefix_len: u8) -> Option<SourceKey> {
     match super::prefixes::unmapped(address) {
-        IpAddr::V4(four) => Some(u64::from(u32::from(four))),
-        IpAddr::V6(six) => key6(u128::from(six), v6_prefix_len),
+        IpAddr::V4(four) => Some(source::v4(u32::from(four))),
+        IpAddr::V6(six) => {
+            let bits = u128::from(six);
+            source::v6((bits >> 64) as u64, bits as u64, v6_mask(v6_prefix_len))
+        }
     }
 }
 

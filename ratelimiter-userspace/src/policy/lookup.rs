@@ -111,7 +111,7 @@ impl Lookup {
             *byte = LOOK_FURTHER;
             let cell = cell as u128;
             let (from, to) = if all {
-                (cell << shift, ((cell + 1) << shift) - 1)
+                (cell << shift, (cell << shift) | ((1 << shift) - 1))
             } else {
                 (first, last)
             };

@@ -4,13 +4,19 @@
 //! caller wraps it in `spawn_blocking`. Nothing here knows the kernel, HTTP or a clock: times are
 //! arguments.
 //!
+//! - [`EmbeddedStore`]: redb in the state directory; the default
 //! - [`MemoryStore`]: forgets everything; for tests and `agent --ephemeral`
 pub mod change;
+mod embedded;
+mod goodcopy;
+mod lock;
 mod memory;
+mod rows;
 
 use std::sync::Arc;
 
 pub use change::{Change, MAX_CHANGES, NewChange};
+pub use embedded::EmbeddedStore;
 pub use memory::MemoryStore;
 
 use crate::policy::model::Document;

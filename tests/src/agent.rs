@@ -37,6 +37,7 @@ pub struct Setup {
     settings: String,
     arguments: Vec<String>,
     log_level: Option<String>,
+    listen: Option<String>,
 }
 
 impl Setup {
@@ -72,6 +73,13 @@ impl Setup {
     #[must_use]
     pub fn argument(mut self, argument: &str) -> Self {
         self.arguments.push(argument.to_owned());
+        self
+    }
+
+    /// Serves the admin API on this address too, e.g. `127.0.0.1:9740`.
+    #[must_use]
+    pub fn listen(mut self, address: &str) -> Self {
+        self.listen = Some(address.to_owned());
         self
     }
 
@@ -253,6 +261,9 @@ const SOCKET: &str = "admin.sock";
 fn write_config(setup: &Setup, directory: &Path) {
     let mut text = String::new();
     let quoted = |path: &Path| Value::from(path.to_string_lossy()).to_string();
+    let text_of = |value: Option<&String>, default: &str| {
+        Value::from(value.map_or(default, String::as_str)).to_string()
+    };
     let write = writeln!(
         text,
         "enforce = {}\nstate_dir = {}\npin_dir = \"/sys/fs/bpf/ratelimiter\"\ninterfaces = {}\n",
@@ -263,10 +274,11 @@ fn write_config(setup: &Setup, directory: &Path) {
     .and_then(|()| {
         writeln!(
             text,
-            "[admin]\nlisten = \"off\"\nsocket = {}\n\n[check]\nhttp = \"off\"\ngrpc = \"off\"\n\n\
+            "[admin]\nlisten = {}\nsocket = {}\n\n[check]\nhttp = \"off\"\ngrpc = \"off\"\n\n\
              [log]\nlevel = {}\n\n{}",
+            text_of(setup.listen.as_ref(), "off"),
             quoted(&directory.join(SOCKET)),
-            Value::from(setup.log_level.clone().unwrap_or_else(|| "info".to_owned())),
+            text_of(setup.log_level.as_ref(), "info"),
             setup.settings,
         )
     });
@@ -300,11 +312,13 @@ pub fn binary() -> PathBuf {
 #[track_caller]
 fn build() -> PathBuf {
     let test = std::env::current_exe().or_fail("find the test binary");
+    // Tests lie in `deps`, programs beside the agent.
     let directory = test
         .ancestors()
         .find(|path| path.file_name().is_some_and(|name| name == "deps"))
-        .and_then(Path::parent)
-        .or_fail("the test binary is not in a `deps` directory");
+        .unwrap_or(&test)
+        .parent()
+        .or_fail("the test binary lies in no directory");
     // `cargo test` builds libraries and tests, not the binaries of other packages.
     if let Some(cargo) = std::env::var_os("CARGO") {
         let profile = match directory.file_name().and_then(|name| name.to_str()) {

@@ -39,6 +39,16 @@ impl Netns {
         netns
     }
 
+    /// The machine's own network with private mounts and bpffs: for what must be reachable from
+    /// outside, such as the demo's agent. Interfaces made in it are the machine's.
+    #[must_use]
+    #[track_caller]
+    pub fn host() -> Self {
+        Self {
+            space: Space::new(Own { network: false }),
+        }
+    }
+
     /// Runs `work` on a thread inside, and returns what it returns. Panics pass through.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         self.space.run(work)

@@ -52,5 +52,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     if args.enforce {
         command.arg("--enforce");
     }
+    // Everything is built; the demo must not ask cargo again.
+    command.env_remove("CARGO");
     shell::become_(command)
 }

@@ -1,6 +1,7 @@
 //! The demo on an interface of the machine: its real traffic, counted; dropped only if asked.
 use std::time::Duration;
 
+use ratelimiter_common::verdict::Reason;
 use ratelimiter_userspace::clock;
 use serde_json::Value;
 use tests::agent::Setup;
@@ -82,17 +83,20 @@ fn counts(status: &Value) -> Counts {
     let mut sum = Counts::default();
     for row in status["counts"].as_array().into_iter().flatten() {
         let packets = row["packets"].as_u64().unwrap_or(0);
-        let reason = row["reason"].as_str().unwrap_or("");
         if row["verdict"] == "drop" {
             sum.dropped += packets;
         } else {
             sum.passed += packets;
-            if reason.starts_with("over_")
-                || ["blocked", "first_seen", "malformed"].contains(&reason)
-            {
+            if reason_of(row["reason"].as_str()).is_some_and(Reason::refuses) {
                 sum.would_drop += packets;
             }
         }
     }
     sum
+}
+
+fn reason_of(name: Option<&str>) -> Option<Reason> {
+    Reason::ALL
+        .into_iter()
+        .find(|reason| Some(reason.as_str()) == name)
 }

@@ -1,0 +1,220 @@
+//! `docs/abi.md` draws the layout as it is. With `RATELIMITER_BLESS=1` the test writes the drawing
+//! instead of comparing it; look at the difference before you commit it, and raise `abi::SCHEMA`.
+use std::fmt::Write as _;
+use std::mem::offset_of;
+use std::path::Path;
+
+use ratelimiter_common::abi::{config, counters, crowd, merge, policy, tracked};
+use ratelimiter_common::{abi, vclock};
+
+const BEGIN: &str = "<!-- layouts: written by tests/tests/docs.rs -->\n";
+const END: &str = "<!-- end of layouts -->\n";
+
+fn size_of_field<T, F>(_: fn(&T) -> &F) -> usize {
+    size_of::<F>()
+}
+
+/// Draws one structure, and fails to compile if a field is missing.
+macro_rules! draw {
+    ($text:ident, $type:path { $($field:ident),* $(,)? }) => {{
+        let complete = |value: &$type| {
+            // Destructuring without `..` names every field.
+            let &$type { $($field: _),* } = value;
+        };
+        let _: fn(&$type) = complete;
+        draw!(@rows $text, $type { $($field),* })
+    }};
+    (@rows $text:ident, $type:path { $($field:ident),* }) => {{
+        let name = std::any::type_name::<$type>().rsplit("::").next().unwrap_or_default();
+        writeln!($text, "\n### `{name}`: {} bytes\n", size_of::<$type>()).unwrap();
+        writeln!($text, "| offset | bytes | field |\n|---:|---:|---|").unwrap();
+        let mut rows = vec![$((
+            offset_of!($type, $field),
+            size_of_field(|value: &$type| &value.$field),
+            stringify!($field),
+        )),*];
+        rows.sort_unstable();
+        for (offset, bytes, field) in rows {
+            writeln!($text, "| {offset} | {bytes} | `{field}` |").unwrap();
+        }
+    }};
+}
+
+fn drawing() -> String {
+    let mut text = String::new();
+    writeln!(text, "Schema number: {}.", abi::SCHEMA).unwrap();
+    draw!(
+        text,
+        config::Config {
+            schema,
+            flags,
+            prefix_generation,
+            v6_prefix_len,
+            v6_mask,
+            perm,
+            regions4,
+            regions6,
+            malformed_ns,
+            malformed_burst_ns,
+            generic_segment_bytes,
+            reserved,
+        }
+    );
+    draw!(
+        text,
+        config::Region {
+            base_set,
+            set_mask,
+            set_bits,
+            draw,
+            first_seen_ns
+        }
+    );
+    draw!(text, config::PermKey { xor, mul });
+    draw!(text, vclock::Speed { mult, shift });
+    draw!(
+        text,
+        policy::PolicyEntry {
+            identity,
+            units,
+            segment,
+            slot,
+            tag,
+            revision,
+            reserved,
+            clocks,
+        }
+    );
+    draw!(
+        text,
+        policy::Zone {
+            slot,
+            regions,
+            used
+        }
+    );
+    draw!(
+        text,
+        policy::PrefixKey4 {
+            prefix_len,
+            address_be
+        }
+    );
+    draw!(
+        text,
+        policy::PrefixKey6 {
+            prefix_len,
+            address_be
+        }
+    );
+    draw!(
+        text,
+        policy::PrefixValue {
+            action,
+            slot,
+            until_ns,
+            after_action,
+            after_slot,
+            prefix_len,
+            reserved,
+        }
+    );
+    draw!(text, crowd::Set4 { words });
+    draw!(text, crowd::Set6 { ways });
+    draw!(text, crowd::Way6 { key, state });
+    draw!(text, crowd::SharedBucket { tat_ns, reserved });
+    draw!(
+        text,
+        tracked::Tracked {
+            binding,
+            tats,
+            offered,
+            admitted,
+            admitted_bytes,
+            admitted_connections,
+            cost_scale,
+            window_eighths,
+            demand_since_ns,
+            demand,
+            demand_per_s,
+        }
+    );
+    draw!(text, counters::Count { packets, bytes });
+    draw!(
+        text,
+        counters::SegmentCount {
+            conforming,
+            shadowed,
+            dropped,
+            conforming_bytes
+        }
+    );
+    draw!(
+        text,
+        counters::Sample {
+            key,
+            at_ns,
+            slot,
+            bytes,
+            weight,
+            verdict,
+            reason,
+            family,
+            protocol,
+            zone,
+            flags,
+        }
+    );
+    draw!(
+        text,
+        counters::SampleRing {
+            head,
+            reserved,
+            samples
+        }
+    );
+    draw!(
+        text,
+        merge::MergeHeader {
+            magic,
+            count,
+            reserved
+        }
+    );
+    draw!(
+        text,
+        merge::MergeOp {
+            op,
+            unit,
+            key,
+            level,
+            slot,
+            family,
+            result,
+            generation
+        }
+    );
+    text
+}
+
+#[test]
+fn abi_is_drawn_as_it_is() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/abi.md");
+    let page = std::fs::read_to_string(&path).unwrap();
+    let (head, rest) = page.split_once(BEGIN).unwrap();
+    let (drawn, tail) = rest.split_once(END).unwrap();
+    let drawing = drawing();
+    if std::env::var_os("RATELIMITER_BLESS").is_some() {
+        std::fs::write(&path, format!("{head}{BEGIN}{drawing}{END}{tail}")).unwrap();
+        return;
+    }
+    let different = drawn
+        .lines()
+        .zip(drawing.lines())
+        .find(|(old, new)| old != new);
+    assert!(
+        drawn == drawing,
+        "docs/abi.md no longer draws the layout; first difference (drawn, real): {different:?}; \
+         run `RATELIMITER_BLESS=1 cargo test -p tests --test docs` and look at what it changes"
+    );
+}

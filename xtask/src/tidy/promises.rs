@@ -25,6 +25,9 @@ pub(super) fn check(sources: &[Source], findings: &mut Findings) {
             what.strip_prefix('R')
                 .and_then(|number| number.parse::<u32>().ok()),
         );
+        if names.is_empty() && what != "id" {
+            findings.warning(format!("{TABLE}:{}: no test holds {what} yet", index + 1));
+        }
         for name in names.iter().filter(|name| !tests.contains(name.as_str())) {
             let number = index + 1;
             findings.error(format!(

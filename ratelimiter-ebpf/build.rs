@@ -6,7 +6,7 @@
 //! and jumps, atomic compare-and-swap), and rustc passes `--cpu generic`.
 
 fn main() {
-    #[allow(
+    #[expect(
         clippy::disallowed_methods,
         reason = "a build script is configured by its environment"
     )]

@@ -1,6 +1,5 @@
 //! `docs/abi.md` draws the layout as it is. With `RATELIMITER_BLESS=1` the test writes the drawing
 //! instead of comparing it; look at the difference before you commit it, and raise `abi::SCHEMA`.
-use std::fmt::Write as _;
 use std::mem::offset_of;
 use std::path::Path;
 
@@ -26,8 +25,8 @@ macro_rules! draw {
     }};
     (@rows $text:ident, $type:path { $($field:ident),* }) => {{
         let name = std::any::type_name::<$type>().rsplit("::").next().unwrap_or_default();
-        writeln!($text, "\n### `{name}`: {} bytes\n", size_of::<$type>()).unwrap();
-        writeln!($text, "| offset | bytes | field |\n|---:|---:|---|").unwrap();
+        $text.push(format!("\n### `{name}`: {} bytes\n", size_of::<$type>()));
+        $text.push("| offset | bytes | field |\n|---:|---:|---|".to_owned());
         let mut rows = vec![$((
             offset_of!($type, $field),
             size_of_field(|value: &$type| &value.$field),
@@ -35,14 +34,14 @@ macro_rules! draw {
         )),*];
         rows.sort_unstable();
         for (offset, bytes, field) in rows {
-            writeln!($text, "| {offset} | {bytes} | `{field}` |").unwrap();
+            $text.push(format!("| {offset} | {bytes} | `{field}` |"));
         }
     }};
 }
 
 fn drawing() -> String {
-    let mut text = String::new();
-    writeln!(text, "Schema number: {}.", abi::SCHEMA).unwrap();
+    let mut text = Vec::new();
+    text.push(format!("Schema number: {}.", abi::SCHEMA));
     draw!(
         text,
         config::Config {
@@ -194,7 +193,8 @@ fn drawing() -> String {
             generation
         }
     );
-    text
+    text.push(String::new());
+    text.join("\n")
 }
 
 #[test]

@@ -1,2 +1,5 @@
 //! The `ratelimiter` binary.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    ratelimiter_userspace::cli::main()
+}

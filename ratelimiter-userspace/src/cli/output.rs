@@ -21,8 +21,15 @@ pub enum Format {
 /// Flags of every command that prints an answer.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct OutputArgs {
-    /// Form of the answer
-    #[arg(short, long, value_enum, value_name = "FORM", default_value_t = Format::Table)]
+    /// Form of the answer: table or json
+    #[arg(
+        short,
+        long,
+        value_enum,
+        value_name = "FORM",
+        default_value_t = Format::Table,
+        hide_possible_values = true
+    )]
     pub output: Format,
 }
 
@@ -323,6 +330,16 @@ pub fn show_relative(unix_ms: u64, now_unix_ms: u64) -> String {
         format!("in {}", show_seconds((unix_ms - now_unix_ms) as f64 / 1e3))
     } else {
         format!("{} ago", show_seconds((now_unix_ms - unix_ms) as f64 / 1e3))
+    }
+}
+
+/// Bytes in binary units.
+pub fn show_bytes(bytes: u64) -> String {
+    match bytes {
+        0..1_024 => format!("{bytes} B"),
+        1_024..1_048_576 => format!("{} KiB", bytes >> 10),
+        1_048_576..1_073_741_824 => format!("{} MiB", bytes >> 20),
+        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
     }
 }
 

@@ -78,6 +78,15 @@ pub(super) fn load(pins: &Pins, tables: &Tables, replace: bool) -> Result<(Kerne
     }
 }
 
+/// The shape of every pinned map as this agent would make it with `tables`.
+pub(super) fn wanted(tables: &Tables) -> Result<BTreeMap<&'static str, Shape>, Error> {
+    tables.validate()?;
+    let bytes = object::object().map_err(|error| Error::Object(error.to_string()))?;
+    let cpus = aya::util::nr_cpus()
+        .map_err(|(path, source)| Error::kernel(format!("reading `{path}`"), source))?;
+    expected(bytes, &sizes(tables, cpus))
+}
+
 /// Entries by map, where they depend on the configuration or the machine.
 fn sizes(tables: &Tables, cpus: usize) -> BTreeMap<&'static str, u32> {
     BTreeMap::from([

@@ -16,6 +16,7 @@ mod entries;
 pub mod error;
 pub mod fake;
 mod figures;
+pub mod inspect;
 mod installed;
 mod loader;
 mod maps;

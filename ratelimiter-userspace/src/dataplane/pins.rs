@@ -69,9 +69,7 @@ impl Pins {
 
     /// What lies at the place of every map.
     pub(super) fn found(&self) -> BTreeMap<&'static str, Found> {
-        every_map()
-            .map(|name| (name, look(&self.map(name))))
-            .collect()
+        found(&self.root)
     }
 
     /// Every pinned link by file name; what cannot be opened as a link is left out.
@@ -103,7 +101,7 @@ pub(super) fn every_map() -> impl Iterator<Item = &'static str> {
 }
 
 /// Whether `path` lies on a bpffs.
-pub(super) fn is_bpffs(path: &Path) -> bool {
+pub fn is_bpffs(path: &Path) -> bool {
     use std::os::unix::ffi::OsStrExt;
     let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else {
         return false;
@@ -174,7 +172,15 @@ fn look(path: &Path) -> Found {
     }
 }
 
-fn links(root: &Path) -> Vec<(String, OwnedFd, LinkInfo)> {
+/// What lies at the place of every map under `root`.
+pub(super) fn found(root: &Path) -> BTreeMap<&'static str, Found> {
+    every_map()
+        .map(|name| (name, look(&root.join(name))))
+        .collect()
+}
+
+/// Every link pinned under `root`, as [`Pins::links`].
+pub(super) fn links(root: &Path) -> Vec<(String, OwnedFd, LinkInfo)> {
     let Ok(entries) = fs::read_dir(root.join("links")) else {
         return Vec::new();
     };

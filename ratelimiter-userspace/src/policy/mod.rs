@@ -6,6 +6,7 @@
 //! - [`model`]: segments, clients, limits, lists - one [`model::Document`]
 //! - [`units`]: `10k/min`, `5m`, `1GiB` as people write them
 //! - [`validate`]: what is wrong with a document; [`names`]: what single names and prefixes must be
+//! - [`mod@rate`]: `500/s`, `50/5m`, exactly
 //! - [`resolve`]: which limits apply to whom
 //! - [`set`]: a document compiled to the state the kernel shall have; made of [`slots`] (numbers),
 //!   [`prefixes`] (what the tries hold), [`lookup`] (who asks them) and [`keys`] (buckets)
@@ -26,6 +27,7 @@ pub mod names;
 mod overlaps;
 pub mod plan;
 pub mod prefixes;
+pub mod rate;
 pub mod resolve;
 pub mod set;
 pub mod slots;

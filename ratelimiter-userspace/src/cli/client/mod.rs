@@ -168,6 +168,11 @@ impl Client {
     /// Sends `call` and returns the answer, or the failure the agent or the transport reported.
     pub async fn send(&self, call: Call) -> Result<Answer, Failure> {
         let answer = self.send_any(call).await?;
+        self.accept(answer)
+    }
+
+    /// Passes a successful answer on, and turns any other into the failure it stands for.
+    pub fn accept(&self, answer: Answer) -> Result<Answer, Failure> {
         if answer.status.is_success() {
             Ok(answer)
         } else {

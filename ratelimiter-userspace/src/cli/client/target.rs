@@ -20,7 +20,7 @@ pub struct ConnectionArgs {
     #[arg(
         long,
         value_name = "PATH",
-        env = "RATELIMITER_SOCKET",
+        env = "RATELIMITER_ADMIN_SOCKET",
         default_value = DEFAULT_SOCKET,
         hide_env_values = true
     )]
@@ -29,7 +29,7 @@ pub struct ConnectionArgs {
     #[arg(
         long,
         value_name = "URL",
-        env = "RATELIMITER_URL",
+        env = "RATELIMITER_ADDRESS",
         hide_env_values = true
     )]
     pub url: Option<String>,

@@ -6,6 +6,7 @@ use super::facts::{
     AgentFacts, BpffsFacts, ConfigFacts, ConfigState, DirectoryFacts, Facts, InterfaceFacts,
     LinkFacts, NativeXdp, PinFacts, RunningAgent, TableFacts,
 };
+use crate::cli::output::show_bytes;
 
 /// Oldest kernel: atomics that return values (5.12), XDP links (5.9), tested from 5.15 on.
 pub const MIN_KERNEL: (u32, u32) = (5, 15);
@@ -523,7 +524,7 @@ fn tables(running: &RunningAgent, findings: &mut Vec<Finding>) {
         findings.push(if used.saturating_mul(10) > limit.saturating_mul(9) {
             finding.bad(
                 Level::Warning,
-                "further client addresses will be refused; raise `tables.tracked_entries` (a new size needs `ratelimiter detach --all` first)",
+                "further client addresses will be refused; raise `tables.tracked` (a new size needs `ratelimiter detach --all` first)",
             )
         } else {
             finding
@@ -551,15 +552,5 @@ fn offenders(table: &TableFacts) -> Finding {
         )
     } else {
         finding
-    }
-}
-
-/// Bytes in binary units.
-fn show_bytes(bytes: u64) -> String {
-    match bytes {
-        0..1_024 => format!("{bytes} B"),
-        1_024..1_048_576 => format!("{} KiB", bytes >> 10),
-        1_048_576..1_073_741_824 => format!("{} MiB", bytes >> 20),
-        _ => format!("{:.1} GiB", bytes as f64 / 1_073_741_824.0),
     }
 }

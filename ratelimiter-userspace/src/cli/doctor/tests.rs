@@ -530,6 +530,6 @@ fn tables_beyond_the_sizing_law() {
     says(
         &with(|f| agent(f).tracked = Some((180_000, 196_608))),
         Level::Warning,
-        "tracked | tracked sources | 180000 | 196608 or less (75 % of the table) | further client addresses will be refused; raise `tables.tracked_entries` (a new size needs `ratelimiter detach --all` first)",
+        "tracked | tracked sources | 180000 | 196608 or less (75 % of the table) | further client addresses will be refused; raise `tables.tracked` (a new size needs `ratelimiter detach --all` first)",
     );
 }

@@ -1,0 +1,148 @@
+//! `ratelimiter check`: one decision of the check API.
+
+use std::net::IpAddr;
+
+use clap::Args;
+
+use http::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
+
+use super::client::{Call, ConnectionArgs};
+use super::exit::{Exit, Failure, Outcome};
+use super::output::{OutputArgs, Style, Tint, clean, show_seconds};
+
+/// Flags of `check`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Exit code 0 if allowed, 3 if denied.
+
+Examples:
+  ratelimiter check customer-42
+  ratelimiter check customer-42 --cost 5 --limit api
+  ratelimiter check customer-42 --peek       ask without charging")]
+pub struct CheckArgs {
+    /// Id of the client
+    #[arg(value_name = "CLIENT")]
+    client: String,
+    /// Units the request costs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cost: u64,
+    /// Only this one of the client's limits
+    #[arg(long, value_name = "NAME")]
+    limit: Option<String>,
+    /// Address the request came from
+    #[arg(long, value_name = "IP")]
+    source_ip: Option<IpAddr>,
+    /// Do not charge
+    #[arg(long)]
+    peek: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    connection: ConnectionArgs,
+}
+
+/// Body of `POST /v1/check`.
+#[derive(Clone, Debug, Serialize)]
+struct CheckRequest {
+    client_id: String,
+    cost: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    source_ip: Option<IpAddr>,
+}
+
+/// Its answer; times in seconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct CheckAnswer {
+    allowed: bool,
+    limit: serde_json::Value,
+    remaining: f64,
+    retry_after: f64,
+    reset_after: f64,
+    #[serde(default)]
+    degraded: bool,
+}
+
+/// Runs `check`.
+pub async fn run(args: CheckArgs) -> Outcome {
+    let client = args.connection.client()?;
+    let mut call = Call::new(Method::POST, "/v1/check").json(&CheckRequest {
+        client_id: args.client.clone(),
+        cost: args.cost,
+        limit: args.limit.clone(),
+        source_ip: args.source_ip,
+    })?;
+    if args.peek {
+        call = call.query("peek", "true");
+    }
+    let answer = client.send_any(call).await?;
+    if answer.status == StatusCode::NOT_FOUND {
+        return Err(
+            Failure::new(format!("{} serves no check API", client.target()))
+                .with_help("the check API has an address of its own: --url http://127.0.0.1:9741"),
+        );
+    }
+    let answer: CheckAnswer = client.accept(answer)?.json()?;
+    args.output
+        .show(&answer, |answer, style| render(&args.client, answer, style))?;
+    Ok(if answer.allowed {
+        Exit::Ok
+    } else {
+        Exit::Denied
+    })
+}
+
+fn render(id: &str, answer: &CheckAnswer, style: Style) -> String {
+    let id = clean(id);
+    let degraded = if answer.degraded {
+        "\n  degraded: the store does not answer, this host decides alone"
+    } else {
+        ""
+    };
+    if answer.allowed {
+        format!(
+            "{id}: {}, {} left{degraded}\n",
+            style.paint(Tint::Green, "allowed"),
+            answer.remaining
+        )
+    } else {
+        format!(
+            "{id}: {}, next allowed in {}{degraded}\n",
+            style.paint(Tint::Red, "denied"),
+            show_seconds(answer.retry_after)
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_is_left_or_when_to_come_back() {
+        let allowed = CheckAnswer {
+            allowed: true,
+            limit: serde_json::Value::Null,
+            remaining: 9.0,
+            retry_after: 0.0,
+            reset_after: 6.0,
+            degraded: false,
+        };
+        assert_eq!(
+            render("alice", &allowed, Style::PLAIN),
+            "alice: allowed, 9 left\n"
+        );
+        let denied = CheckAnswer {
+            allowed: false,
+            retry_after: 12.0,
+            degraded: true,
+            ..allowed
+        };
+        assert_eq!(
+            render("alice", &denied, Style::PLAIN),
+            "alice: denied, next allowed in 12 s\n  degraded: the store does not answer, this host decides alone\n"
+        );
+    }
+}

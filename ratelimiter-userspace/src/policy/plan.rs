@@ -125,7 +125,13 @@ pub fn plan(installed: &Installed, desired: &Compiled, now_ns: u64) -> Plan {
     policies(installed, desired, now_ns, &mut plan, &mut clamps);
     zones(installed, desired, &mut plan.updates, true);
 
-    let (track, untrack) = difference(&installed.tracked, &desired.tracked, |_, _| true);
+    let (mut track, untrack) = difference(&installed.tracked, &desired.tracked, |_, _| true);
+    let mistaken = mistaken(installed, desired);
+    if !mistaken.is_empty() {
+        let keys = mistaken.iter().map(|(key, _)| *key).collect();
+        plan.updates.push(Update::Untrack(keys));
+        track.extend(mistaken);
+    }
     for chunk in track.chunks(BATCH) {
         plan.updates.push(Update::Track(chunk.to_vec()));
     }
@@ -154,6 +160,31 @@ pub fn plan(installed: &Installed, desired: &Compiled, now_ns: u64) -> Plan {
     }
     plan.updates.extend(clamps);
     plan
+}
+
+/// Tracked sources that move to a policy whose tag is that of the policy they leave: the kernel
+/// would read their debt on the wrong clock, so they start anew. One move between clients in 191.
+fn mistaken(installed: &Installed, desired: &Compiled) -> Vec<(SourceKey, u32)> {
+    if Arc::ptr_eq(&installed.tracked, &desired.tracked) {
+        return Vec::new();
+    }
+    let mut moved = Vec::new();
+    let mut has = installed.tracked.iter().peekable();
+    for (key, to) in desired.tracked.iter() {
+        while has.next_if(|(old, _)| old < key).is_some() {}
+        let Some((_, from)) = has.next_if(|(old, _)| old == key) else {
+            continue;
+        };
+        let same_tag = || {
+            let old = installed.policies.get(from)?;
+            let new = desired.policies.get(to)?;
+            Some(old.tag == new.tag && old.identity != new.identity)
+        };
+        if from != to && same_tag() == Some(true) {
+            moved.push((*key, *to));
+        }
+    }
+    moved
 }
 
 /// Segment clocks and policies: new ones and changed ones.

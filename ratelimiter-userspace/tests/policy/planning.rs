@@ -346,3 +346,51 @@ fn a_segment_that_takes_a_slowed_number_starts_at_full_speed() {
     let (from, to) = (clock.at(2_000_000_000), clock.at(3_000_000_000));
     assert_eq!(to - from, 1_000_000_000);
 }
+
+#[test]
+fn a_source_that_moves_between_policies_of_one_tag_starts_anew() {
+    let limits = "limits.p = { rate_limit = 5, time_window = 1, unit = \"packets\" }";
+    let of = |owner: &str, id: &str| {
+        document(&format!(
+            "[clients.{id}]\nsources = [\"192.0.2.9/32\"]\n{limits}\n\
+             [clients.{owner}]\nsources = [\"192.0.2.1/32\"]\n{limits}"
+        ))
+    };
+    // Among 400 names two share a tag.
+    let mut first = Installed::default();
+    let mut tags = BTreeMap::new();
+    let mut pair = None;
+    for n in 0..400 {
+        let name = format!("c{n}");
+        let desired = compiled(&of(&name, "other"), &first);
+        let tag = desired.policies[&desired.clients[&name]].tag;
+        if let Some(before) = tags.insert(tag, name.clone()) {
+            pair = Some((before, name));
+            break;
+        }
+    }
+    let (a, b) = pair.unwrap();
+    let desired = compiled(&of(&a, &b), &first);
+    install(&mut first, &desired, 1_000);
+    let swapped = compiled(&of(&b, &a), &first);
+    let updates = plan(&first, &swapped, 2_000_000_000).updates;
+    let count = |list: &dyn Fn(&Update) -> usize| updates.iter().map(list).sum::<usize>();
+    let untracked = count(&|u| {
+        if let Update::Untrack(keys) = u {
+            keys.len()
+        } else {
+            0
+        }
+    });
+    let tracked = count(&|u| {
+        if let Update::Track(keys) = u {
+            keys.len()
+        } else {
+            0
+        }
+    });
+    assert_eq!((untracked, tracked), (2, 2));
+    let first_untrack = updates.iter().position(|u| matches!(u, Update::Untrack(_)));
+    let first_track = updates.iter().position(|u| matches!(u, Update::Track(_)));
+    assert!(first_untrack < first_track);
+}

@@ -25,8 +25,11 @@ pub struct Answer {
 
 impl Answer {
     /// Fails with the body unless the status is `status`.
-    #[must_use]
     #[track_caller]
+    #[expect(
+        clippy::return_self_not_must_use,
+        reason = "the status alone is often all a test asks"
+    )]
     pub fn expect(self, status: u16) -> Self {
         assert!(
             self.status == status,

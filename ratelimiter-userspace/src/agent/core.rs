@@ -6,9 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ratelimiter_common::abi::policy::{PrefixValue, action};
-use ratelimiter_common::vclock::NEVER;
 
-use super::fixed::overlay;
 use super::state::{Shared, Trial, View, covering};
 use super::tag::tag_of;
 use crate::admin::edit::{object, restored};
@@ -16,12 +14,13 @@ use crate::admin::error::FieldError;
 use crate::admin::views::{Changed, Difference, EventKind};
 use crate::admin::{AdminError, Caller, ChangeOptions, Edit, IfMatch, Result};
 use crate::clock;
+use crate::config::statics::overlay;
 use crate::dataplane::{DataPlane, Error as PlaneError, ErrorKind};
 use crate::policy::lookup::Lookup;
 use crate::policy::model::{Document, Mode};
-use crate::policy::plan::{Installed, Prefix, plan};
+use crate::policy::plan::{Installed, Prefix, clamps_in_force, plan};
 use crate::policy::set::{Compiled, Inputs, compile};
-use crate::policy::slots::UNUSED_ZONE;
+use crate::policy::trial;
 use crate::policy::validate::Issue;
 use crate::store::{NewChange, Store, StoreError};
 
@@ -254,6 +253,10 @@ impl Core {
                 self.trials = kept;
                 return Err(error);
             }
+            // The way back may have been taken by the kernel already: a debt under the larger burst
+            // of the trial is then still there.
+            let clamps = clamps_in_force(&self.installed.policies, clock::monotonic_ns());
+            self.plane.apply(&clamps).map_err(plane_error)?;
             changed.revision = self.stored.revision;
             answers.push(changed);
         }
@@ -457,7 +460,9 @@ impl Core {
         }
         let (_, before) = self.compile(&before, &self.fixed, self.inputs.mode)?;
         let deadline_ns = self.inputs.time.monotonic_ns(last_unix_ms);
-        Ok(Arc::new(lease(&compiled, &before, deadline_ns)))
+        trial::overlay(&before, &compiled, deadline_ns)
+            .map(Arc::new)
+            .map_err(|issue| AdminError::Conflict(issue.message))
     }
 
     /// Writes what is missing in the kernel.
@@ -626,67 +631,6 @@ fn differences(before: &Document, after: &Document, changed: &mut Changed) {
     keys(&before.clients, &after.clients, "clients", &mut put);
     keys(&before.allow, &after.allow, "allow", &mut put);
     keys(&before.block, &after.block, "block", &mut put);
-}
-
-/// `next` until `deadline_ns`, then `before`.
-fn lease(next: &Compiled, before: &Compiled, deadline_ns: u64) -> Compiled {
-    let mut leased = next.clone();
-    for (slot, old) in &before.policies {
-        match leased.policies.get_mut(slot) {
-            Some(new) if new.identity == old.identity && new.units != old.units => {
-                new.way_back = Some((deadline_ns, old.units));
-            }
-            Some(_) => {}
-            None => {
-                leased.policies.insert(*slot, old.clone());
-            }
-        }
-    }
-    for (new, old) in leased.zones.iter_mut().zip(&before.zones) {
-        if *new == UNUSED_ZONE {
-            *new = *old;
-        }
-    }
-    let mut prefixes: std::collections::BTreeMap<Prefix, PrefixValue> =
-        next.prefixes.iter().copied().collect();
-    let until = |value: PrefixValue, after_action, after_slot| PrefixValue {
-        until_ns: deadline_ns,
-        after_action,
-        after_slot,
-        ..value
-    };
-    for (prefix, value) in &mut prefixes {
-        if value.until_ns != NEVER {
-            continue;
-        }
-        let old = before
-            .prefixes
-            .binary_search_by(|(other, _)| other.cmp(prefix))
-            .ok()
-            .and_then(|at| before.prefixes.get(at));
-        match old {
-            Some((_, old)) if (old.action, old.slot) == (value.action, value.slot) => {}
-            Some((_, old)) => *value = until(*value, old.action, old.slot),
-            None => *value = until(*value, action::PARENT, 0),
-        }
-    }
-    for (prefix, old) in before.prefixes.iter() {
-        prefixes.entry(*prefix).or_insert_with(|| {
-            let gone = PrefixValue {
-                action: action::PARENT,
-                slot: 0,
-                ..*old
-            };
-            until(gone, old.action, old.slot)
-        });
-    }
-    let mut tracked: std::collections::BTreeMap<_, _> = before.tracked.iter().copied().collect();
-    tracked.extend(next.tracked.iter().copied());
-    leased.prefixes = Arc::new(prefixes.into_iter().collect());
-    leased.lookup = Arc::new(Lookup::of(&leased.prefixes));
-    leased.tracked = Arc::new(tracked.into_iter().collect());
-    leased.flags |= before.flags;
-    leased
 }
 
 /// What the kernel has, as the planner knows it.

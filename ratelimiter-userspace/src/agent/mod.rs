@@ -10,7 +10,6 @@ mod control;
 mod core;
 mod events;
 mod explain;
-mod fixed;
 mod observe;
 pub mod privileges;
 mod reload;
@@ -44,6 +43,8 @@ use state::{Figured, Shared};
 
 use crate::admin::views::EventKind;
 use crate::clock;
+use crate::config::check::token_problem;
+use crate::config::statics::static_document;
 use crate::config::{Malformed, Secret, Settings};
 use crate::dataplane::{self, DataPlane, OpenOptions, XdpDataPlane};
 use crate::http::gate::{Credential, Gate};
@@ -51,7 +52,7 @@ use crate::http::stats::HttpStats;
 use crate::http::{self, Api, Limits, Listener};
 use crate::policy::prefixes::TimeBase;
 use crate::policy::set::{Geometry, Inputs};
-use crate::store::{MemoryStore, Store};
+use crate::store::{EmbeddedStore, MemoryStore, Store};
 
 /// Reads the settings again: flags over environment over file. The error is the whole text for
 /// people, with file, line and column.
@@ -109,7 +110,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
     let store: Arc<dyn Store> = if options.ephemeral {
         Arc::new(MemoryStore::new())
     } else {
-        open_store(Path::new(&settings.state_dir))?
+        let directory = settings.state_dir.clone();
+        let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(directory));
+        Arc::new(opened.await.context("opening the store")??)
     };
     serve(options, listeners, Arc::new(plane), store, shutdown).await
 }
@@ -265,13 +268,6 @@ pub async fn bind(address: SocketAddr, settings: &Settings) -> anyhow::Result<Li
     Ok(Listener::tcp(address, !settings.credentials.is_empty()).await?)
 }
 
-fn open_store(directory: &Path) -> anyhow::Result<Arc<dyn Store>> {
-    std::fs::create_dir_all(directory)
-        .with_context(|| format!("cannot make the state directory `{}`", directory.display()))?;
-    tracing::warn!("this build keeps nothing: the embedded store is not in it yet");
-    Ok(Arc::new(MemoryStore::new()))
-}
-
 fn tables(settings: &Settings) -> dataplane::Tables {
     let tables = &settings.tables;
     dataplane::Tables {
@@ -306,11 +302,8 @@ fn credentials(settings: &Settings) -> Result<Vec<Credential>, String> {
                     ));
                 }
             };
-            if token.expose().len() < 16 {
-                return Err(format!(
-                    "the token of `credentials.{name}` has {} bytes; it must have at least 16",
-                    token.expose().len()
-                ));
+            if let Some(problem) = token_problem(token.expose()) {
+                return Err(format!("the token of `credentials.{name}` {problem}"));
             }
             Ok(Credential {
                 name: name.clone(),
@@ -350,7 +343,8 @@ fn build(
             time: TimeBase::new(clock::monotonic_ns(), clock::unix_ms()),
             now_ns: clock::monotonic_ns(),
         },
-        fixed: fixed::fixed_document(settings),
+        // Duplicates were refused when the settings were loaded.
+        fixed: static_document(settings).0,
         confirm_within: Duration::from_secs(settings.safety.confirm_within_s),
         risky_percent: settings.safety.risky_percent,
     };

@@ -5,11 +5,18 @@ use std::path::Path;
 
 use caps::{CapSet, Capability, CapsHashSet};
 
-/// The two capabilities the agent needs.
-const NEEDED: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+use crate::config::check::mode_problem;
 
-/// Gives up every capability but CAP_BPF and CAP_NET_ADMIN, and the right to gain any by running
-/// another program. Applies to the calling thread and those it starts later: call it before there
+/// The two capabilities the agent needs; and CAP_PERFMON where it is there, for without it the
+/// verifier refuses a program that subtracts packet pointers.
+const KEPT: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+];
+
+/// Gives up every capability but CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON, and the right to gain any
+/// by running another program. Applies to the calling thread and those it starts later: call it before there
 /// are any.
 ///
 /// Root keeps its user id and so the files it owns; it loses the right to override permissions.
@@ -22,7 +29,7 @@ pub fn restrict() -> anyhow::Result<()> {
         );
     }
     let permitted = caps::read(None, CapSet::Permitted)?;
-    let kept: CapsHashSet = NEEDED
+    let kept: CapsHashSet = KEPT
         .into_iter()
         .filter(|capability| permitted.contains(capability))
         .collect();
@@ -37,24 +44,10 @@ pub fn restrict() -> anyhow::Result<()> {
 pub(super) fn check_file(path: &Path) -> Result<(), String> {
     let metadata = std::fs::metadata(path)
         .map_err(|error| format!("`{}` cannot be read: {error}", path.display()))?;
-    let mode = metadata.mode() & 0o777;
-    if mode & 0o002 != 0 {
-        return Err(format!(
-            "`{}` has mode {mode:04o}: everybody may write it; remove that right with \
-             `chmod o-w`",
-            path.display()
-        ));
-    }
     // SAFETY: geteuid has no preconditions and cannot fail.
     let own = unsafe { libc::geteuid() };
-    if metadata.uid() != 0 && metadata.uid() != own {
-        return Err(format!(
-            "`{}` belongs to user {}; it must belong to root or to user {own}, who runs the agent",
-            path.display(),
-            metadata.uid()
-        ));
-    }
-    Ok(())
+    let file = path.display().to_string();
+    mode_problem(&file, metadata.mode(), metadata.uid(), own).map_or(Ok(()), Err)
 }
 
 #[cfg(test)]
@@ -73,7 +66,7 @@ mod tests {
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
         let refusal = check_file(&path).unwrap_err();
         assert!(
-            refusal.contains("has mode 0666: everybody may write it"),
+            refusal.contains("has mode `0666`: everybody may write it"),
             "{refusal}"
         );
     }

@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::control::Control;
-use super::fixed::fixed_document;
 use super::service::plane_mode;
 use super::state::Shared;
 use super::{Loader, credentials, privileges};
 use crate::admin::views::{Changed, EventKind};
 use crate::admin::{AdminError, Result};
+use crate::config::statics::static_document;
 use crate::config::{Attach, Settings};
 use crate::dataplane::{AttachOptions, DataPlane};
 use crate::http::gate::Gate;
@@ -82,7 +82,8 @@ impl Reloader {
                 "`admin.listen` is not loopback; at least one credential must stay",
             ));
         }
-        let (fixed, mode) = (fixed_document(&settings), settings.mode());
+        let (fixed, _duplicates) = static_document(&settings);
+        let mode = settings.mode();
         let mut changed = control.with(move |core| core.reload(fixed, mode)).await?;
         self.gate
             .replace(credentials, &settings.admin.allowed_hosts);

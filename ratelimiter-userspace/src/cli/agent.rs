@@ -121,6 +121,8 @@ pub fn run(args: &AgentArgs) -> Outcome {
     let flags = args.overrides();
     let settings = merged(settings(path.as_deref(), &flags)?, args.replace);
     start_log(&settings)?;
+    // Before there are threads: rights are a thread's own.
+    agent::privileges::restrict().map_err(|error| failed(&error))?;
     let options = Options {
         settings,
         config_path: path.clone(),

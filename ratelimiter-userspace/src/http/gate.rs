@@ -169,7 +169,7 @@ impl Gate {
             Err(Problem::forbidden(format!(
                 "credential `{}` lacks the right `{}`",
                 caller.name,
-                word(right)
+                right.word()
             )))
         }
     }
@@ -250,14 +250,4 @@ fn allows(rights: &[Right], wanted: Right) -> bool {
             || *right == Right::Admin
             || (*right == Right::Write && wanted == Right::Read)
     })
-}
-
-fn word(right: Right) -> &'static str {
-    match right {
-        Right::Read => "read",
-        Right::Check => "check",
-        Right::Health => "health",
-        Right::Write => "write",
-        Right::Admin => "admin",
-    }
 }

@@ -1,10 +1,15 @@
-//! Arithmetic of the crowd's words: where a source lives, what it owes, who must go.
+//! Arithmetic of the crowd's flat table: words, debt, and who has to make room.
 //!
-//! Pure; the compare-and-swap around it is the kernel program's. Sizes are those of one region:
-//! `bits` = log2 of its sets, 0..=20. Layout: [`crate::abi::crowd`].
+//! Pure; the loads and compare-and-swaps are the kernel program's (and the simulation's). Layouts
+//! stand in [`crate::abi::crowd`].
+//!
+//! Debt is `TAT - now` modulo the word's width. Nobody owes more than the cap, so everything above
+//! it reads as idle: a bucket that drained long ago, or one whose clock wrapped since. The victim
+//! is the way with the oldest TAT: idle ways by age, then the least debt. Counting from one above
+//! the cap, both are the same order, so one number decides (see [`rank`]).
 
 use crate::abi::config::PermKey;
-use crate::abi::crowd::{BUSY, TAT6_MASK, VERSION_SHIFT};
+use crate::abi::crowd::{BUSY, TAT6_MASK, VERSION_SHIFT, WAYS};
 use crate::perm::{perm32, unperm32};
 
 /// Where an IPv4 source lives in a region.
@@ -26,7 +31,7 @@ pub const fn place4(key: &PermKey, address: u32, bits: u32) -> Place4 {
     Place4 {
         set: permuted & ((1 << (bits & 31)) - 1),
         tag: permuted >> (bits & 31),
-        home: permuted.wrapping_mul(0x9e37_79b1) >> 29,
+        home: home4(permuted) as u32,
     }
 }
 
@@ -113,6 +118,152 @@ pub const fn with_tat6(state: u64, tat: u64) -> u64 {
     (version << VERSION_SHIFT) | new
 }
 
+/// How the branch-free search turns a sign into a mask. The kernel program does it in one
+/// instruction that LLVM cannot turn back into a branch; the host does not care.
+pub trait Sign {
+    /// All ones if the top bit of `x` is set, else zero.
+    fn mask(x: u64) -> u64;
+
+    /// [`WAYS`]. The kernel program hides the number from LLVM where a loop must stay a loop.
+    #[inline(always)]
+    #[must_use]
+    fn ways() -> usize {
+        WAYS
+    }
+}
+
+/// [`Sign`] in plain Rust.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain;
+
+impl Sign for Plain {
+    #[inline(always)]
+    fn mask(x: u64) -> u64 {
+        ((x as i64) >> 63) as u64
+    }
+}
+
+/// Bits of TAT in an IPv4 word of a region with 2^`set_bits` sets. At most 25 set bits are legal.
+#[inline(always)]
+#[must_use]
+pub const fn tat_bits4(set_bits: u32) -> u32 {
+    32 + (set_bits & 31)
+}
+
+/// The tag of a permuted address.
+#[inline(always)]
+#[must_use]
+pub const fn tag4(permuted: u32, set_bits: u32) -> u64 {
+    (permuted >> (set_bits & 31)) as u64
+}
+
+/// The way a source tries first. The top bits, which are in the tag and not in the set.
+#[inline(always)]
+#[must_use]
+pub const fn home4(permuted: u32) -> usize {
+    (permuted >> 29) as usize
+}
+
+/// The way an IPv6 source tries first.
+#[inline(always)]
+#[must_use]
+pub const fn home6(permuted: u64) -> usize {
+    (permuted >> 61) as usize
+}
+
+/// Puts an IPv4 word together.
+#[inline(always)]
+#[must_use]
+pub const fn pack4(tag: u64, tat: u64, set_bits: u32) -> u64 {
+    tag << tat_bits4(set_bits) | (tat & tat_mask(set_bits))
+}
+
+/// Where a search ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The way, below [`WAYS`].
+    pub way: usize,
+    /// Whether it holds the source asked for; else it is the victim.
+    pub matched: bool,
+}
+
+/// Finds `tag` among an IPv4 set's words, or else the victim, without a branch.
+#[inline(always)]
+#[must_use]
+pub fn search4<S: Sign>(words: &[u64; WAYS], tag: u64, now: u64, cap: u64, set_bits: u32) -> Place {
+    let mask = tat_mask(set_bits);
+    let shift = tat_bits4(set_bits);
+    let origin = now.wrapping_add(cap).wrapping_add(1);
+    let mut best = u64::MAX >> 1;
+    let mut way = 0;
+    for word in words {
+        // A match has rank zero, everything else one more than its own.
+        let differs = !S::mask(((word >> shift) ^ tag).wrapping_sub(1));
+        let order = ((word.wrapping_sub(origin) & mask) + 1) & differs;
+        best = least::<S>(best, order << 3 | way);
+        way += 1;
+    }
+    place(best)
+}
+
+/// Finds `key` among an IPv6 set's ways, or else the victim, without a branch. `scan` reads a way's
+/// state and then its key. Returns also whether any way was busy.
+#[inline(always)]
+#[must_use]
+pub fn search6<S: Sign>(
+    scan: impl Fn(usize) -> (u64, u64),
+    key: u64,
+    now: u64,
+    cap: u64,
+) -> (Place, bool) {
+    let origin = now.wrapping_add(cap).wrapping_add(1);
+    let mut best = u64::MAX >> 1;
+    let mut busy = 0;
+    let mut way = 0;
+    while way < S::ways() {
+        let (state, held) = scan(way);
+        let other = held ^ key;
+        // A busy way is changing hands: it is neither a match nor a victim.
+        let taken = S::mask(state);
+        let differs = S::mask(other | 0_u64.wrapping_sub(other)) | taken;
+        let order = ((state.wrapping_sub(origin) & TAT6_MASK) + 1) & differs;
+        busy |= state;
+        best = least::<S>(best, (order << 3 | way as u64) | (taken >> 2));
+        way += 1;
+    }
+    (place(best), busy & BUSY != 0)
+}
+
+#[inline(always)]
+fn least<S: Sign>(a: u64, b: u64) -> u64 {
+    // Both are below 2^63, so the difference's sign is the order.
+    a ^ ((a ^ b) & S::mask(b.wrapping_sub(a)))
+}
+
+#[inline(always)]
+const fn place(best: u64) -> Place {
+    Place {
+        way: (best & (WAYS as u64 - 1)) as usize,
+        matched: best < WAYS as u64,
+    }
+}
+
+/// The state of an IPv6 way after a charge: same version, new TAT.
+#[inline(always)]
+#[must_use]
+pub const fn charged6(state: u64, tat: u64) -> u64 {
+    (state & !(TAT6_MASK | BUSY)) | (tat & TAT6_MASK)
+}
+
+/// The state of an IPv6 way after its TAT was lowered: next version, new TAT. TAT alone only rises
+/// and so serves as the version of everything else.
+#[inline(always)]
+#[must_use]
+pub const fn lowered6(state: u64, tat: u64) -> u64 {
+    let version = (state & !BUSY).wrapping_add(1 << VERSION_SHIFT) & !(BUSY | TAT6_MASK);
+    version | (tat & TAT6_MASK)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,5 +321,110 @@ mod tests {
         assert_ne!(lowered, with_tat6(0, 50));
         assert_eq!(with_tat6(255 << VERSION_SHIFT | 9, 3) >> VERSION_SHIFT, 0);
         assert!(!is_busy(lowered) && is_busy(lowered | BUSY));
+    }
+}
+
+#[cfg(test)]
+mod search_tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The same search, written plainly.
+    fn plainly(words: &[u64; 8], tag: u64, now: u64, cap: u64, set_bits: u32) -> Place {
+        let mask = tat_mask(set_bits);
+        if let Some(way) = words.iter().position(|w| w >> tat_bits4(set_bits) == tag) {
+            return Place { way, matched: true };
+        }
+        let way = (0..8)
+            .min_by_key(|&way| rank(words[way], now, cap, mask))
+            .unwrap();
+        Place {
+            way,
+            matched: false,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn finds_the_match_or_the_oldest(
+            words: [u64; 8], pick in 0_usize..8, hit: bool, tag: u64, now: u64,
+            cap in 0_u64..1 << 44, set_bits in 6_u32..=25,
+        ) {
+            let tag = if hit {
+                words[pick] >> tat_bits4(set_bits)
+            } else {
+                tag >> tat_bits4(set_bits)
+            };
+            let mask = tat_mask(set_bits);
+            let found = search4::<Plain>(&words, tag, now, cap, set_bits);
+            let expected = plainly(&words, tag, now, cap, set_bits);
+            prop_assert_eq!(found.matched, expected.matched);
+            prop_assert_eq!(
+                rank(words[found.way], now, cap, mask),
+                rank(words[expected.way], now, cap, mask)
+            );
+        }
+
+        #[test]
+        fn ipv6_never_takes_a_busy_way(
+            keys: [u64; 8], states: [u64; 8], pick in 0_usize..8, hit: bool, other: u64, now: u64,
+            cap in 0_u64..1 << 44,
+        ) {
+            let key = if hit { keys[pick] } else { other };
+            let free: Vec<_> = (0..8).filter(|&way| states[way] & BUSY == 0).collect();
+            let (found, busy) = search6::<Plain>(|way| (states[way], keys[way]), key, now, cap);
+            prop_assert_eq!(busy, free.len() < 8);
+            if let Some(&way) = free.iter().find(|&&way| keys[way] == key) {
+                prop_assert!(found.matched);
+                prop_assert_eq!(keys[found.way], keys[way]);
+                prop_assert_eq!(states[found.way] & BUSY, 0);
+            } else if !free.is_empty() {
+                prop_assert!(!found.matched);
+                let least = free.iter().map(|&w| rank(states[w], now, cap, TAT6_MASK)).min();
+                prop_assert_eq!(states[found.way] & BUSY, 0);
+                prop_assert_eq!(Some(rank(states[found.way], now, cap, TAT6_MASK)), least);
+            }
+        }
+
+        #[test]
+        fn whatever_is_owed_reads_the_same_across_a_wrap(
+            owed in 0_u64..1 << 40, now: u64, set_bits in 13_u32..=25,
+        ) {
+            let mask = tat_mask(set_bits);
+            let tat = now.wrapping_add(owed) & mask;
+            prop_assert_eq!(debt(tat, now, 1 << 40, mask), owed);
+            // Once the clock has passed it, it is idle, until the clock has gone all the way round.
+            prop_assert_eq!(debt(tat, now.wrapping_add(owed + 1), 1 << 40, mask), 0);
+        }
+    }
+
+    #[test]
+    fn idle_ways_go_first_by_age_then_the_least_debt() {
+        let (mask, cap, now) = (tat_mask(13), 1_000, 1_000_000);
+        let order = [
+            now - 500_000,
+            now - 10,
+            now - 1,
+            now,
+            now + 1,
+            now + 400,
+            now + 1_000,
+        ];
+        for pair in order.windows(2) {
+            assert!(
+                rank(pair[0], now, cap, mask) < rank(pair[1], now, cap, mask),
+                "{pair:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_lowers_a_tat_raises_the_version() {
+        let state = 3 << VERSION_SHIFT | 500;
+        assert_eq!(charged6(state, 600), 3 << VERSION_SHIFT | 600);
+        assert_eq!(lowered6(state, 100), 4 << VERSION_SHIFT | 100);
+        assert_eq!(lowered6(255 << VERSION_SHIFT | 1, 0) & BUSY, 0);
+        assert_eq!(charged6(state | BUSY, 1) & BUSY, 0);
     }
 }

@@ -7,6 +7,9 @@
 //! - [`quota`]: what a person configures, and its compiled form
 //! - [`vclock`]: the unit clock a policy's buckets count on
 //! - [`gcra`]: the token bucket decision
+//! - [`parse`]: what a frame is, and who sent it
+//! - [`source`]: the key of a source
+//! - [`perm`], [`crowd`]: the flat table of everybody who is not tracked
 //! - [`window`]: the request algorithms, token bucket and windows under one contract
 //! - [`verdict`]: what becomes of a packet, and why
 //! - [`parse`], [`source`]: from a frame to the key of its bucket

@@ -1,43 +1,443 @@
-//! From a frame to what the limiter must know of it: its class, its source, whether it opens a
-//! connection.
+//! The packet parser: what a frame is, who sent it, and what it costs.
 //!
-//! Generic over [`Frame`], so the same code reads packet memory under the verifier's eyes and a
-//! slice on the host. Reads addresses, never options, and follows no tunnel: an encapsulated packet
-//! belongs to its outer source. Checksums are left to the stack.
+//! Pure and total, generic over [`Bytes`], so that one parser reads packets in the kernel and byte
+//! slices on the host. It answers with a class and never guesses: a frame that is cut, or lies about
+//! a length, or nests deeper than a named bound, is [`Kind::Malformed`].
 //!
-//! A frame that cannot be read to the end of what is needed is malformed, never "something else
-//! that passes": no frame escapes both the limit and the count unless it is not IP or is listed
-//! control traffic.
+//! Tunnels are not opened: the outer source is charged.
 
 use crate::abi::tracked::SourceKey;
 use crate::source;
 
-/// Most VLAN tags a frame may carry; one more is malformed.
-pub const MAX_VLAN_TAGS: usize = 4;
-/// Most IPv6 extension headers a frame may carry; one more is malformed.
-pub const MAX_EXTENSION_HEADERS: usize = 8;
-/// Shortest Ethernet frame: its header.
-pub const ETHERNET_BYTES: usize = 14;
-
-/// Bytes of a frame, from the Ethernet header on.
-pub trait Frame {
-    /// Length in bytes.
-    fn length(&self) -> usize;
-
-    /// Returns the `N` bytes from `at` on, or `None` if any lies outside the frame.
-    fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]>;
+/// Read access to a frame. Multi-byte reads are big-endian, `None` beyond the end.
+pub trait Bytes {
+    /// Length of the frame in bytes.
+    fn length(&self) -> u32;
+    /// Two bytes at `at`.
+    fn half(&self, at: u32) -> Option<u16>;
+    /// `N` words of four bytes at `at`.
+    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]>;
 }
 
-impl Frame for [u8] {
+impl Bytes for &[u8] {
+    fn length(&self) -> u32 {
+        self.len() as u32
+    }
+
+    fn half(&self, at: u32) -> Option<u16> {
+        let bytes = self.get(at as usize..)?.first_chunk::<2>()?;
+        Some(u16::from_be_bytes(*bytes))
+    }
+
+    fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]> {
+        let mut words = [0; N];
+        let bytes = self.get(at as usize..)?.get(..4 * N)?;
+        for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_be_bytes(*chunk.first_chunk::<4>()?);
+        }
+        Some(words)
+    }
+}
+
+/// Most VLAN tags of a frame (802.1Q, 802.1ad, the old 0x9100); more is malformed.
+pub const MAX_VLAN_TAGS: u32 = 4;
+/// Most IPv6 extension headers of a packet; more is malformed.
+pub const MAX_EXTENSION_HEADERS: u32 = 8;
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// Neither IP nor ARP.
+    NonIp = 0,
+    /// ARP, neighbour discovery or DHCP.
+    Control = 1,
+    /// Broken, truncated or too deeply encapsulated.
+    Malformed = 2,
+    /// IPv4.
+    V4 = 4,
+    /// IPv6.
+    V6 = 6,
+}
+
+/// What the parser found. Three words, so that it crosses a call in the kernel in whole ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Packet {
+    /// Source address, host order: IPv4 in `low`, IPv6 in both. Zero unless the class is an IP
+    /// version.
+    pub high: u64,
+    /// See `high`.
+    pub low: u64,
+    /// Kind in bits 0..8, protocol in 8..16, SYN in 16, transport bytes in 32..64.
+    facts: u64,
+}
+
+/// [`Packet::protocol`] where there is none.
+pub const NO_PROTOCOL: u8 = 255;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERNET_HEADER: u32 = 14;
+const TCP_HEADER: u32 = 20;
+/// The same in the units of fragment offsets.
+const TCP_HEADER_UNITS: u32 = 3;
+const UDP_HEADER: u32 = 8;
+
+const HOP_BY_HOP: u8 = 0;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const ICMPV6: u8 = 58;
+const DESTINATION: u8 = 60;
+const MOBILITY: u8 = 135;
+const HIP: u8 = 139;
+const SHIM6: u8 = 140;
+
+impl Packet {
     #[inline(always)]
-    fn length(&self) -> usize {
-        self.len()
+    const fn new(class: Kind, protocol: u8, high: u64, low: u64, transport_bytes: u32) -> Self {
+        Self {
+            high,
+            low,
+            facts: class as u64 | (protocol as u64) << 8 | (transport_bytes as u64) << 32,
+        }
     }
 
     #[inline(always)]
-    fn bytes<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
-        self.get(at..at.checked_add(N)?)?.first_chunk()
+    const fn of(class: Kind) -> Self {
+        Self::new(class, NO_PROTOCOL, 0, 0, 0)
     }
+
+    /// What the frame is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self.facts & 0xff {
+            4 => Kind::V4,
+            6 => Kind::V6,
+            0 => Kind::NonIp,
+            1 => Kind::Control,
+            _ => Kind::Malformed,
+        }
+    }
+
+    /// IP protocol of the last header seen; [`NO_PROTOCOL`] if there is none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn protocol(&self) -> u8 {
+        (self.facts >> 8) as u8
+    }
+
+    /// Whether it is a TCP segment with SYN and without ACK: the opening of a connection.
+    #[inline(always)]
+    #[must_use]
+    pub const fn syn(&self) -> bool {
+        self.facts >> 16 & 1 != 0
+    }
+
+    /// Bytes behind the IP header and its extensions, by the headers' own account.
+    #[inline(always)]
+    #[must_use]
+    pub const fn transport_bytes(&self) -> u32 {
+        (self.facts >> 32) as u32
+    }
+
+    #[inline(always)]
+    const fn with_syn(self, syn: bool) -> Self {
+        Self {
+            facts: self.facts | (syn as u64) << 16,
+            ..self
+        }
+    }
+
+    #[inline(always)]
+    const fn with_transport(self, protocol: u8, transport_bytes: u32) -> Self {
+        let class = self.facts & 0xff;
+        Self {
+            facts: class | (protocol as u64) << 8 | (transport_bytes as u64) << 32,
+            ..self
+        }
+    }
+
+    /// Packets this frame counts as in generic mode, where the kernel hands over merged segments:
+    /// its transport bytes over `segment_bytes` of payload each, after 32 bytes of header.
+    #[must_use]
+    pub const fn segments(&self, segment_bytes: u32) -> u32 {
+        let payload = self.transport_bytes().saturating_sub(32);
+        match payload
+            .saturating_add(segment_bytes.saturating_sub(1))
+            .checked_div(segment_bytes)
+        {
+            None | Some(0) => 1,
+            Some(segments) => segments,
+        }
+    }
+}
+
+/// Parses a frame that begins with an Ethernet header.
+#[inline(always)]
+#[must_use]
+pub fn parse<B: Bytes>(bytes: &B) -> Packet {
+    match bytes.half(12) {
+        Some(ETHERTYPE_IPV4) => ipv4(bytes, ETHERNET_HEADER),
+        Some(ETHERTYPE_IPV6) => ipv6(bytes, ETHERNET_HEADER),
+        Some(other) => {
+            let mut packet = Packet::of(Kind::Malformed);
+            not_plain_ip(bytes, other, &mut packet);
+            packet
+        }
+        None => Packet::of(Kind::Malformed),
+    }
+}
+
+const fn is_tag(ethertype: u16) -> bool {
+    matches!(ethertype, 0x8100 | 0x88a8 | 0x9100)
+}
+
+/// Everything behind an EtherType that is not IP: tags, ARP, the rest. A call of its own, which in
+/// the kernel must not return a structure; leaves `packet` malformed where it says nothing.
+#[inline(never)]
+fn not_plain_ip<B: Bytes>(bytes: &B, first: u16, packet: &mut Packet) {
+    let mut ethertype = first;
+    let mut at = ETHERNET_HEADER;
+    let mut tags = 0;
+    while tags < MAX_VLAN_TAGS && is_tag(ethertype) {
+        let Some(next) = bytes.half(at + 2) else {
+            return;
+        };
+        ethertype = next;
+        at += 4;
+        tags += 1;
+    }
+    *packet = match ethertype {
+        ETHERTYPE_IPV4 => ipv4(bytes, at),
+        ETHERTYPE_IPV6 => ipv6(bytes, at),
+        ETHERTYPE_ARP => Packet::of(Kind::Control),
+        deeper if is_tag(deeper) => return,
+        _ => Packet::of(Kind::NonIp),
+    };
+}
+
+#[inline(always)]
+fn ipv4<B: Bytes>(bytes: &B, at: u32) -> Packet {
+    let malformed = Packet::of(Kind::Malformed);
+    let Some([w0, w1, w2, source]) = bytes.words::<4>(at) else {
+        return malformed;
+    };
+    let header = (w0 >> 22) & 0x3c;
+    let total = w0 & 0xffff;
+    if w0 >> 28 != 4 || header < 20 || total < header || at + total > bytes.length() {
+        return malformed;
+    }
+    let protocol = (w2 >> 16) as u8;
+    let transport_bytes = total - header;
+    let transport = at + header;
+    let packet = Packet::new(Kind::V4, protocol, 0, u64::from(source), transport_bytes);
+    let more = w1 & 0x2000 != 0;
+    let offset = w1 & 0x1fff;
+    if offset != 0 {
+        // A later fragment. One that would lie over the TCP header serves no honest purpose.
+        return if protocol == TCP && offset < TCP_HEADER_UNITS {
+            malformed
+        } else {
+            packet
+        };
+    }
+    ports(
+        bytes,
+        packet,
+        protocol,
+        transport,
+        transport_bytes,
+        !more,
+        true,
+    )
+}
+
+#[inline(always)]
+fn ipv6<B: Bytes>(bytes: &B, at: u32) -> Packet {
+    let malformed = Packet::of(Kind::Malformed);
+    let Some([w0, w1, s0, s1, s2, s3]) = bytes.words::<6>(at) else {
+        return malformed;
+    };
+    let payload = w1 >> 16;
+    let transport = at + 40;
+    // No jumbograms: a length of zero is just that.
+    if w0 >> 28 != 6 || transport + payload > bytes.length() {
+        return malformed;
+    }
+    let next = (w1 >> 8) as u8;
+    let high = u64::from(s0) << 32 | u64::from(s1);
+    let low = u64::from(s2) << 32 | u64::from(s3);
+    let packet = Packet::new(Kind::V6, next, high, low, payload);
+    match next {
+        TCP | UDP => ports(bytes, packet, next, transport, payload, true, false),
+        ICMPV6 => {
+            if is_neighbour_discovery(bytes, transport, payload, w1 as u8) {
+                Packet::of(Kind::Control)
+            } else {
+                packet
+            }
+        }
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6 => {
+            let mut packet = packet;
+            if extensions(bytes, &mut packet, transport, w1 as u8) {
+                packet
+            } else {
+                malformed
+            }
+        }
+        _ => packet,
+    }
+}
+
+/// Walks IPv6 extension headers from `at`, where one of kind `packet.protocol()` stands, and
+/// completes the packet; false if it is malformed. A call of its own, as [`not_plain_ip`].
+#[inline(never)]
+fn extensions<B: Bytes>(bytes: &B, packet: &mut Packet, at: u32, hop_limit: u8) -> bool {
+    let mut kind = packet.protocol();
+    let mut left = packet.transport_bytes();
+    let mut at = at;
+    let mut whole = true;
+    let mut seen = 0;
+    while seen < MAX_EXTENSION_HEADERS {
+        let size = match kind {
+            HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | HIP | SHIM6 => {
+                if kind == HOP_BY_HOP && seen != 0 {
+                    return false;
+                }
+                let Some(head) = bytes.half(at) else {
+                    return false;
+                };
+                kind = (head >> 8) as u8;
+                (u32::from(head & 0xff) + 1) * 8
+            }
+            AUTHENTICATION => {
+                let Some(head) = bytes.half(at) else {
+                    return false;
+                };
+                kind = (head >> 8) as u8;
+                (u32::from(head & 0xff) + 2) * 4
+            }
+            FRAGMENT => {
+                let Some([head]) = bytes.words::<1>(at) else {
+                    return false;
+                };
+                kind = (head >> 24) as u8;
+                let offset = (head & 0xffff) >> 3;
+                whole = head & 0xffff & !6 == 0;
+                if offset != 0 {
+                    // A later fragment; as for IPv4.
+                    if left < 8 || (kind == TCP && offset < TCP_HEADER_UNITS) {
+                        return false;
+                    }
+                    *packet = packet.with_transport(kind, left - 8);
+                    return true;
+                }
+                8
+            }
+            _ => break,
+        };
+        if size > left {
+            return false;
+        }
+        left -= size;
+        at += size;
+        seen += 1;
+    }
+    let done = packet.with_transport(kind, left);
+    *packet = match kind {
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6 => {
+            return false;
+        }
+        ICMPV6 if whole && is_neighbour_discovery(bytes, at, left, hop_limit) => {
+            Packet::of(Kind::Control)
+        }
+        TCP | UDP => ports(bytes, done, kind, at, left, whole, false),
+        _ => done,
+    };
+    true
+}
+
+/// Reads what of the transport header matters, in the first fragment or the whole packet.
+///
+/// A header that is cut is malformed also in a first fragment: no honest sender splits it (RFC 1858,
+/// RFC 7112).
+#[inline(always)]
+fn ports<B: Bytes>(
+    bytes: &B,
+    packet: Packet,
+    protocol: u8,
+    at: u32,
+    transport_bytes: u32,
+    whole: bool,
+    v4: bool,
+) -> Packet {
+    let malformed = Packet::of(Kind::Malformed);
+    match protocol {
+        TCP => {
+            if transport_bytes < TCP_HEADER {
+                return malformed;
+            }
+            let Some(flags) = bytes.half(at + 12) else {
+                return malformed;
+            };
+            let header = u32::from(flags >> 12) * 4;
+            if header < TCP_HEADER || header > transport_bytes {
+                return malformed;
+            }
+            packet.with_syn(flags & 0x12 == 0x02)
+        }
+        UDP => {
+            if transport_bytes < UDP_HEADER {
+                return malformed;
+            }
+            let Some([ports]) = bytes.words::<1>(at) else {
+                return malformed;
+            };
+            if whole && is_dhcp(ports, v4) {
+                Packet::of(Kind::Control)
+            } else {
+                packet
+            }
+        }
+        _ => packet,
+    }
+}
+
+#[inline(always)]
+fn is_dhcp(ports: u32, v4: bool) -> bool {
+    let (source, destination) = (ports >> 16, ports & 0xffff);
+    let first = if v4 { 67 } else { 546 };
+    source.wrapping_sub(first) < 2 && destination.wrapping_sub(first) < 2
+}
+
+/// RFC 4861: types 133 to 137, code 0, hop limit 255: what has crossed a router is none.
+#[inline(always)]
+fn is_neighbour_discovery<B: Bytes>(bytes: &B, at: u32, left: u32, hop_limit: u8) -> bool {
+    if left < 8 || hop_limit != 255 {
+        return false;
+    }
+    match bytes.half(at) {
+        Some(head) => head & 0xff == 0 && (head >> 8).wrapping_sub(133) < 5,
+        None => false,
+    }
+}
+
+/// An IP packet that is subject to limits, in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Key of the source's bucket.
+    pub key: SourceKey,
+    /// The source address, for prefixes.
+    pub address: Address,
+    /// Protocol number of the last header seen.
+    pub protocol: u8,
+    /// Whether this is a TCP segment with SYN and without ACK.
+    pub opens_connection: bool,
 }
 
 /// Where a packet came from.
@@ -49,23 +449,7 @@ pub enum Address {
     V6(u64, u64),
 }
 
-/// An IP packet that is subject to limits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet {
-    /// Key of the source's bucket.
-    pub key: SourceKey,
-    /// The source address, for prefixes.
-    pub address: Address,
-    /// Protocol number of the last header seen.
-    pub protocol: u8,
-    /// Whether this is a TCP segment with SYN and without ACK.
-    pub opens_connection: bool,
-    /// Bytes of headers before the TCP payload; 0 unless the packet is TCP and not a later
-    /// fragment. Generic mode divides by what follows.
-    pub payload_at: u32,
-}
-
-/// What kind of frame this is.
+/// What kind of frame this is, with the key of its source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     /// Neither IP nor ARP.
@@ -75,321 +459,34 @@ pub enum Class {
     /// Broken, truncated, too deeply nested, or from a source no host may have.
     Malformed,
     /// A packet to be judged.
-    Packet(Packet),
+    Packet(Subject),
 }
 
-mod ether {
-    pub(super) const IPV4: u16 = 0x0800;
-    pub(super) const ARP: u16 = 0x0806;
-    pub(super) const IPV6: u16 = 0x86dd;
-    pub(super) const VLAN: u16 = 0x8100;
-    pub(super) const QINQ: u16 = 0x88a8;
-    pub(super) const QINQ_OLD: u16 = 0x9100;
-}
-
-mod protocol {
-    pub(super) const HOP_BY_HOP: u8 = 0;
-    pub(super) const TCP: u8 = 6;
-    pub(super) const UDP: u8 = 17;
-    pub(super) const ROUTING: u8 = 43;
-    pub(super) const FRAGMENT: u8 = 44;
-    pub(super) const AUTHENTICATION: u8 = 51;
-    pub(super) const ICMPV6: u8 = 58;
-    pub(super) const DESTINATION: u8 = 60;
-    pub(super) const MOBILITY: u8 = 135;
-    pub(super) const HIP: u8 = 139;
-    pub(super) const SHIM6: u8 = 140;
-}
-
-/// Classifies a frame. `v6_mask` is [`crate::abi::config::Config::v6_mask`].
-#[inline(always)]
-pub fn classify<F: Frame + ?Sized>(frame: &F, v6_mask: u64) -> Class {
-    let Some(ethernet) = frame.bytes::<ETHERNET_BYTES>(0) else {
-        return Class::Malformed;
-    };
-    let ethertype = u16::from_be_bytes([ethernet[12], ethernet[13]]);
-    if ethertype == ether::IPV4 {
-        return ipv4(frame, ETHERNET_BYTES);
-    }
-    if ethertype == ether::IPV6 {
-        return ipv6(frame, ETHERNET_BYTES, v6_mask);
-    }
-    tagged(frame, ethertype, v6_mask)
-}
-
-/// Everything behind VLAN tags, and what is not IP.
-#[inline(always)]
-fn tagged<F: Frame + ?Sized>(frame: &F, first: u16, v6_mask: u64) -> Class {
-    let mut ethertype = first;
-    let mut at = ETHERNET_BYTES;
-    for _ in 0..MAX_VLAN_TAGS {
-        if !is_tag(ethertype) {
-            break;
-        }
-        let Some(tag) = frame.bytes::<4>(at) else {
-            return Class::Malformed;
-        };
-        ethertype = u16::from_be_bytes([tag[2], tag[3]]);
-        at += 4;
-    }
-    match ethertype {
-        ether::IPV4 => ipv4(frame, at),
-        ether::IPV6 => ipv6(frame, at, v6_mask),
-        ether::ARP => Class::Control,
-        _ if is_tag(ethertype) => Class::Malformed,
-        _ => Class::NonIp,
-    }
-}
-
-#[inline(always)]
-const fn is_tag(ethertype: u16) -> bool {
-    matches!(ethertype, ether::VLAN | ether::QINQ | ether::QINQ_OLD)
-}
-
-/// RFC 791. `at` is where the header begins.
-#[inline(always)]
-fn ipv4<F: Frame + ?Sized>(frame: &F, at: usize) -> Class {
-    let Some(header) = frame.bytes::<20>(at) else {
-        return Class::Malformed;
-    };
-    let header_bytes = (header[0] as usize & 0x0f) * 4;
-    let total = u16::from_be_bytes([header[2], header[3]]) as usize;
-    if header[0] >> 4 != 4
-        || header_bytes < 20
-        || total < header_bytes
-        || total > frame.length().saturating_sub(at)
-    {
-        return Class::Malformed;
-    }
-    let fragment = u16::from_be_bytes([header[6], header[7]]);
-    let address = u32::from_be_bytes([header[12], header[13], header[14], header[15]]);
-    let transport = Transport {
-        at: at + header_bytes,
-        end: at + total,
-        protocol: header[9],
-        fragment_offset: fragment & 0x1fff,
-        more_fragments: fragment & 0x2000 != 0,
-    };
-    match transport.inspect(frame) {
-        Inspected::Malformed => Class::Malformed,
-        Inspected::Udp(67 | 68, 67 | 68) => Class::Control,
-        Inspected::Udp(..) | Inspected::Other => packet(
-            source::v4(address),
-            Address::V4(address),
-            transport.protocol,
+/// Parses a frame and finds its key, as the kernel program does. `v6_mask` is
+/// [`crate::abi::config::Config::v6_mask`].
+#[must_use]
+pub fn classify(frame: &[u8], v6_mask: u64) -> Class {
+    let packet = parse(&frame);
+    let (key, address) = match packet.kind() {
+        Kind::NonIp => return Class::NonIp,
+        Kind::Control => return Class::Control,
+        Kind::Malformed => return Class::Malformed,
+        Kind::V4 => (
+            Some(source::v4(packet.low as u32)),
+            Address::V4(packet.low as u32),
         ),
-        Inspected::Tcp {
-            opens_connection,
-            payload_at,
-        } => Class::Packet(Packet {
-            key: source::v4(address),
-            address: Address::V4(address),
-            protocol: protocol::TCP,
-            opens_connection,
-            payload_at,
-        }),
-    }
-}
-
-/// RFC 8200. `at` is where the header begins.
-#[inline(always)]
-fn ipv6<F: Frame + ?Sized>(frame: &F, at: usize, mask: u64) -> Class {
-    let Some(header) = frame.bytes::<40>(at) else {
-        return Class::Malformed;
+        Kind::V6 => (
+            source::v6(packet.high, packet.low, v6_mask),
+            Address::V6(packet.high, packet.low),
+        ),
     };
-    let payload = u16::from_be_bytes([header[4], header[5]]) as usize;
-    if header[0] >> 4 != 6 || payload > frame.length().saturating_sub(at + 40) {
-        return Class::Malformed;
-    }
-    let high = u64::from_be_bytes([
-        header[8], header[9], header[10], header[11], header[12], header[13], header[14],
-        header[15],
-    ]);
-    let low = u64::from_be_bytes([
-        header[16], header[17], header[18], header[19], header[20], header[21], header[22],
-        header[23],
-    ]);
-    let hop_limit = header[7];
-    let start = Transport {
-        at: at + 40,
-        end: at + 40 + payload,
-        protocol: header[6],
-        fragment_offset: 0,
-        more_fragments: false,
-    };
-    let Some(transport) = extensions(frame, start) else {
-        return Class::Malformed;
-    };
-    let inspected = transport.inspect(frame);
-    match inspected {
-        Inspected::Malformed => return Class::Malformed,
-        Inspected::Udp(546 | 547, 546 | 547) => return Class::Control,
-        _ if transport.is_neighbour_discovery(frame, hop_limit) => return Class::Control,
-        _ => {}
-    }
-    let Some(key) = source::v6(high, low, mask) else {
-        return Class::Malformed;
-    };
-    let address = Address::V6(high, low);
-    if let Inspected::Tcp {
-        opens_connection,
-        payload_at,
-    } = inspected
-    {
-        Class::Packet(Packet {
+    match key {
+        None => Class::Malformed,
+        Some(key) => Class::Packet(Subject {
             key,
             address,
-            protocol: protocol::TCP,
-            opens_connection,
-            payload_at,
-        })
-    } else {
-        packet(key, address, transport.protocol)
-    }
-}
-
-#[inline(always)]
-const fn packet(key: SourceKey, address: Address, protocol: u8) -> Class {
-    Class::Packet(Packet {
-        key,
-        address,
-        protocol,
-        opens_connection: false,
-        payload_at: 0,
-    })
-}
-
-/// What follows the IP headers.
-#[derive(Clone, Copy)]
-struct Transport {
-    /// First byte.
-    at: usize,
-    /// End of the IP packet; what lies behind is padding.
-    end: usize,
-    protocol: u8,
-    /// In units of eight bytes; not zero for a later fragment.
-    fragment_offset: u16,
-    more_fragments: bool,
-}
-
-/// What was found there.
-#[derive(Clone, Copy)]
-enum Inspected {
-    Malformed,
-    /// A whole UDP header, with source and destination port.
-    Udp(u16, u16),
-    Tcp {
-        opens_connection: bool,
-        payload_at: u32,
-    },
-    Other,
-}
-
-/// Walks IPv6 extension headers. `None` if one is cut off, out of place, or one too many.
-#[inline(always)]
-fn extensions<F: Frame + ?Sized>(frame: &F, start: Transport) -> Option<Transport> {
-    let mut transport = start;
-    for depth in 0..MAX_EXTENSION_HEADERS {
-        if !is_extension(transport.protocol) || transport.fragment_offset != 0 {
-            return Some(transport);
-        }
-        // Hop-by-hop options stand directly behind the IPv6 header or not at all.
-        if transport.protocol == protocol::HOP_BY_HOP && depth != 0 {
-            return None;
-        }
-        let header = frame.bytes::<8>(transport.at)?;
-        let bytes = match transport.protocol {
-            protocol::FRAGMENT => {
-                let fragment = u16::from_be_bytes([header[2], header[3]]);
-                transport.fragment_offset = fragment >> 3;
-                transport.more_fragments = fragment & 1 != 0;
-                8
-            }
-            protocol::AUTHENTICATION => (header[1] as usize + 2) * 4,
-            _ => (header[1] as usize + 1) * 8,
-        };
-        transport.at += bytes;
-        if transport.at > transport.end {
-            return None;
-        }
-        transport.protocol = header[0];
-    }
-    if is_extension(transport.protocol) && transport.fragment_offset == 0 {
-        return None;
-    }
-    Some(transport)
-}
-
-#[inline(always)]
-const fn is_extension(number: u8) -> bool {
-    matches!(
-        number,
-        protocol::HOP_BY_HOP
-            | protocol::ROUTING
-            | protocol::FRAGMENT
-            | protocol::AUTHENTICATION
-            | protocol::DESTINATION
-            | protocol::MOBILITY
-            | protocol::HIP
-            | protocol::SHIM6
-    )
-}
-
-impl Transport {
-    /// Reads the transport header where there is one.
-    ///
-    /// A TCP or UDP header must be whole in the packet that carries its beginning, and no TCP
-    /// fragment may start inside the header (RFC 1858, RFC 3128): fragments must not hide a SYN.
-    #[inline(always)]
-    fn inspect<F: Frame + ?Sized>(&self, frame: &F) -> Inspected {
-        match self.protocol {
-            protocol::TCP if self.fragment_offset == 0 => {
-                let Some(header) = self.header::<14, F>(frame) else {
-                    return Inspected::Malformed;
-                };
-                let header_bytes = (header[12] >> 4) as usize * 4;
-                if header_bytes < 20 || self.at + header_bytes > self.end {
-                    return Inspected::Malformed;
-                }
-                Inspected::Tcp {
-                    opens_connection: header[13] & 0x12 == 0x02,
-                    payload_at: (self.at + header_bytes) as u32,
-                }
-            }
-            protocol::TCP if self.fragment_offset < 3 => Inspected::Malformed,
-            protocol::UDP if self.fragment_offset == 0 => {
-                let Some(header) = self.header::<8, F>(frame) else {
-                    return Inspected::Malformed;
-                };
-                if self.more_fragments {
-                    return Inspected::Other;
-                }
-                Inspected::Udp(
-                    u16::from_be_bytes([header[0], header[1]]),
-                    u16::from_be_bytes([header[2], header[3]]),
-                )
-            }
-            _ => Inspected::Other,
-        }
-    }
-
-    /// RFC 4861: types 133 to 137, code 0, hop limit 255; never in fragments (RFC 6980).
-    #[inline(always)]
-    fn is_neighbour_discovery<F: Frame + ?Sized>(&self, frame: &F, hop_limit: u8) -> bool {
-        self.protocol == protocol::ICMPV6
-            && hop_limit == 255
-            && self.fragment_offset == 0
-            && !self.more_fragments
-            && matches!(self.header::<8, F>(frame), Some([133..=137, 0, ..]))
-    }
-
-    /// Returns the first `N` bytes if they belong to the IP packet and to the frame.
-    #[inline(always)]
-    fn header<'a, const N: usize, F: Frame + ?Sized>(&self, frame: &'a F) -> Option<&'a [u8; N]> {
-        if self.at + N > self.end {
-            None
-        } else {
-            frame.bytes::<N>(self.at)
-        }
+            protocol: packet.protocol(),
+            opens_connection: packet.syn(),
+        }),
     }
 }

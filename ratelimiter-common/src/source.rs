@@ -56,6 +56,13 @@ const fn fold(identifier: u64) -> u64 {
     }
 }
 
+/// Bit in `PROMOTED` of a source: word `bit >> 6`, bit `bit & 63`.
+#[inline(always)]
+#[must_use]
+pub const fn promoted_bit(key: SourceKey) -> u32 {
+    (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 44) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

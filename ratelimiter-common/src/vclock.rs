@@ -164,8 +164,10 @@ pub struct Piece {
     pub burst: u64,
     /// [`crate::verdict::Mode`] as a number.
     pub mode: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// log2, rounded up, of the largest burst the slot's policy ever had, in fractions of a unit;
+    /// 0 if that is this one. Debt up to there is real: it was run up before the burst was lowered.
+    /// At most 48.
+    pub debt_bits: u32,
 }
 
 /// A unit's clock, depth and mode over time: at most three pieces, earliest first.
@@ -205,7 +207,7 @@ impl Piece {
         speed: Speed::ZERO,
         burst: 0,
         mode: 0,
-        reserved: 0,
+        debt_bits: 0,
     };
 
     /// Returns the unit clock at `segment_ns`, within this piece. Earlier times read as the start.
@@ -214,6 +216,18 @@ impl Piece {
     pub const fn at(&self, segment_ns: u64) -> u64 {
         self.base
             .wrapping_add(self.speed.advance(segment_ns.saturating_sub(self.base_ns)))
+    }
+}
+
+impl Piece {
+    /// Returns the largest debt that is real in this piece, `slack_ns` of rate above the burst;
+    /// more reads as idle.
+    #[inline(always)]
+    #[must_use]
+    pub const fn debt_cap(&self, slack_ns: u64) -> u64 {
+        let once = 1_u64 << (self.debt_bits & 63);
+        let burst = if once > self.burst { once } else { self.burst };
+        burst.saturating_add(self.speed.advance(slack_ns))
     }
 }
 

@@ -1,30 +1,41 @@
-//! The XDP program.
+//! The XDP program: parse, exempt control traffic, look up prefixes, charge a bucket, count.
+//!
+//! This file holds the programs, the order of the steps and the only `xdp_action`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
+mod arrival;
+mod atomic;
+mod bucket;
+mod clock;
+mod counters;
+mod crowd4;
+mod crowd6;
+mod events;
+mod first_seen;
+mod limit;
 mod maps;
+mod outcome;
+mod packet;
+mod policy;
+mod tracked;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::macros::xdp;
 use aya_ebpf::programs::XdpContext;
+use ratelimiter_common::verdict::Verdict;
 
 /// Judges one packet.
 #[xdp]
 fn ratelimiter(ctx: XdpContext) -> u32 {
-    let Some(cpu) = maps::CPU.get_ptr_mut(0) else {
-        return xdp_action::XDP_PASS;
-    };
-    let bytes = (ctx.data_end() - ctx.data()) as u64;
-    // SAFETY: both are map values, alive while the program runs.
-    unsafe {
-        let count = &raw mut (*cpu).counts[0][0];
-        (*count).packets += 1;
-        (*count).bytes += bytes;
+    match limit::limit(&ctx) {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
     }
-    xdp_action::XDP_PASS
 }
 
-/// Changes buckets on the agent's behalf.
+/// Changes buckets on behalf of the agent.
 #[xdp]
 fn merge(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS

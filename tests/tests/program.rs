@@ -1,5 +1,7 @@
 //! Tests that load the real kernel program and feed it frames by `BPF_PROG_TEST_RUN`. They need
 //! root and a BPF toolchain, and fail without.
 
+#[path = "program/limiting.rs"]
+mod limiting;
 #[path = "program/loading.rs"]
 mod loading;

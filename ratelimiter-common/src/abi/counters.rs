@@ -60,12 +60,10 @@ pub struct ZoneCache {
     pub at_ns: u64,
     /// Bit n: unit n is limited.
     pub units: u32,
-    /// [`crate::verdict::Mode`].
-    pub mode: u32,
-    /// Segment number.
-    pub segment: u32,
-    /// Policy slot.
-    pub slot: u32,
+    /// [`crate::verdict::Mode`] of unit n in bits 2n and 2n + 1.
+    pub modes: u32,
+    /// Slot, segment and zone as the program carries them to its exit.
+    pub label: u64,
     /// Newcomers this CPU may still admit from its last draw, IPv4.
     pub newcomers4: u32,
     /// The same for IPv6.
@@ -112,6 +110,8 @@ pub struct CpuState {
     pub segments: [SegmentCount; SEGMENTS],
     /// By segment.
     pub segment_times: [SegmentTime; SEGMENTS],
+    /// Clocks of the tracked source at hand, and of the policy it comes from: too big for the stack.
+    pub scratch: [[UnitCache; KERNEL_UNITS]; 2],
 }
 
 /// One packet in about 32, chosen at random.
@@ -160,5 +160,5 @@ pub struct SampleRing {
 const _: () = assert!(size_of::<Sample>() == 32);
 const _: () = assert!(size_of::<UnitCache>() == 48);
 const _: () = assert!(size_of::<ZoneCache>() == 32 + 3 * 48);
-const _: () = assert!(size_of::<CpuState>() == 48 + 16 * 2 * 16 + 16 * 176 + 64 * 48);
+const _: () = assert!(size_of::<CpuState>() == 48 + 16 * 2 * 16 + 16 * 176 + 64 * 48 + 288);
 const _: () = assert!(size_of::<SampleRing>() == 64 + 4_096 * 32);

@@ -29,8 +29,9 @@ pub const TAT_BITS: u32 = 56;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Tracked {
-    /// Policy slot in the low 32 bits, prefix generation it was resolved under in the high 32.
-    /// Slot [`ALLOWED`] and [`BLOCKED`] stand for the lists, [`CROWD`] for "no longer tracked".
+    /// Policy slot and state in the low 32 bits, prefix generation it was resolved under in the
+    /// high 32 (see [`binding`]). A generation other than the configuration's makes the next packet
+    /// walk the trie and store what it finds.
     pub binding: u64,
     /// TAT by unit: the policy's tag in the top 8 bits, 56 bits of its unit clock below. Zero for
     /// a bucket never charged.
@@ -56,11 +57,28 @@ pub struct Tracked {
     pub demand_per_s: u64,
 }
 
-/// Slot in [`Tracked::binding`] of a source on the allow list.
-pub const ALLOWED: u32 = u32::MAX;
-/// Slot in [`Tracked::binding`] of a source on the block list.
-pub const BLOCKED: u32 = u32::MAX - 1;
-/// Slot in [`Tracked::binding`] of a source that belongs to the crowd again.
-pub const CROWD: u32 = u32::MAX - 2;
+/// Bits of a policy slot in [`Tracked::binding`]; the four bits above are a state.
+pub const SLOT_MASK: u32 = (1 << 28) - 1;
+/// State in [`Tracked::binding`]: limited by the policy in the slot.
+pub const LIMITED: u32 = 0;
+/// State: on the allow list; the slot is that of the policy that was in force before.
+pub const ALLOWED: u32 = 1 << 28;
+/// State: on the block list.
+pub const BLOCKED: u32 = 2 << 28;
+/// State: no longer tracked, judged in the crowd again.
+pub const CROWD: u32 = 3 << 28;
+/// State: the buckets are being converted from one policy to another; lasts less than a
+/// microsecond.
+pub const MOVING: u32 = 4 << 28;
+
+/// Puts a binding together. `state` is one of [`LIMITED`], [`ALLOWED`], [`BLOCKED`], [`CROWD`].
+#[must_use]
+pub const fn binding(slot: u32, state: u32, generation: u32) -> u64 {
+    (generation as u64) << 32 | (slot & SLOT_MASK | state) as u64
+}
+
+/// Longest tracked debt, beside the burst: this much time at the policy's rate. More reads as idle,
+/// so that nobody is locked out by a clock that wrapped; `merge` clamps fleet levels to it.
+pub const DEBT_SLACK_NS: u64 = 60_000_000_000;
 
 const _: () = assert!(size_of::<Tracked>() == 96);

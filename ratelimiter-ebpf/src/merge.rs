@@ -1,0 +1,1 @@
+//! Bucket changes the agent asks for.

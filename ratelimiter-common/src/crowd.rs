@@ -195,13 +195,11 @@ pub fn search4<S: Sign>(words: &[u64; WAYS], tag: u64, now: u64, cap: u64, set_b
     let shift = tat_bits4(set_bits);
     let origin = now.wrapping_add(cap).wrapping_add(1);
     let mut best = u64::MAX >> 1;
-    let mut way = 0;
-    for word in words {
+    for (way, word) in words.iter().enumerate() {
         // A match has rank zero, everything else one more than its own.
         let differs = !S::mask(((word >> shift) ^ tag).wrapping_sub(1));
         let order = ((word.wrapping_sub(origin) & mask) + 1) & differs;
-        best = least::<S>(best, order << 3 | way);
-        way += 1;
+        best = least::<S>(best, (order << 3) | way as u64);
     }
     place(best)
 }
@@ -421,10 +419,10 @@ mod search_tests {
 
     #[test]
     fn what_lowers_a_tat_raises_the_version() {
-        let state = 3 << VERSION_SHIFT | 500;
-        assert_eq!(charged6(state, 600), 3 << VERSION_SHIFT | 600);
-        assert_eq!(lowered6(state, 100), 4 << VERSION_SHIFT | 100);
-        assert_eq!(lowered6(255 << VERSION_SHIFT | 1, 0) & BUSY, 0);
+        let state = (3 << VERSION_SHIFT) + 500;
+        assert_eq!(charged6(state, 600), (3 << VERSION_SHIFT) + 600);
+        assert_eq!(lowered6(state, 100), (4 << VERSION_SHIFT) + 100);
+        assert_eq!(lowered6((255 << VERSION_SHIFT) + 1, 0) & BUSY, 0);
         assert_eq!(charged6(state | BUSY, 1) & BUSY, 0);
     }
 }

@@ -422,7 +422,7 @@ fn is_neighbour_discovery<B: Bytes>(bytes: &B, at: u32, left: u32, hop_limit: u8
         return false;
     }
     match bytes.half(at) {
-        Some(head) => head & 0xff == 0 && (head >> 8).wrapping_sub(133) < 5,
+        Some(head) => head as u8 == 0 && (head >> 8).wrapping_sub(133) < 5,
         None => false,
     }
 }

@@ -80,7 +80,7 @@ fn continued(
         speed,
         burst,
         mode: mode as u32,
-        reserved: 0,
+        debt_bits: 0,
     }
 }
 
@@ -100,7 +100,7 @@ pub fn first(wish: &ClockTarget, segment: &SegmentClock, now_ns: u64, base: u64)
         speed: numbers.map_or(Speed::ZERO, |target| target.limit.speed),
         burst: numbers.map_or(0, |target| target.limit.burst),
         mode: wish.target.map_or(Mode::Off, |target| target.mode) as u32,
-        reserved: 0,
+        debt_bits: 0,
     };
     let mut clock = UnitClock::single(start);
     if let Some((at_ns, back)) = wish.way_back

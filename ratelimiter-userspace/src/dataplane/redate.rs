@@ -112,7 +112,7 @@ mod tests {
             speed: Speed::from_ratio(per_s, 1_000_000_000).unwrap(),
             burst: 10,
             mode: 2,
-            reserved: 0,
+            debt_bits: 0,
         }
     }
 

@@ -91,11 +91,13 @@ impl Rule {
     }
 
     /// The same of another unit.
+    #[must_use]
     pub const fn of(self, unit: Unit) -> Self {
         Self { unit, ..self }
     }
 
     /// The same in another mode.
+    #[must_use]
     pub const fn mode(self, mode: Mode) -> Self {
         Self { mode, ..self }
     }

@@ -59,6 +59,23 @@ pub(crate) unsafe fn add(word: *mut u64, amount: u64) {
     }
 }
 
+/// Sets bits of a word that several CPUs share.
+///
+/// # Safety
+///
+/// As [`swap_if`].
+#[inline(always)]
+pub(crate) unsafe fn or(word: *mut u64, bits: u64) {
+    // SAFETY: the caller promises a valid, aligned word.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) |= {bits}",
+            word = in(reg) word,
+            bits = in(reg) bits,
+        );
+    }
+}
+
 /// Reads a word that other CPUs change.
 ///
 /// # Safety

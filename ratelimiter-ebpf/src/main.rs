@@ -16,6 +16,7 @@ mod events;
 mod first_seen;
 mod limit;
 mod maps;
+mod merge;
 mod outcome;
 mod packet;
 mod policy;
@@ -35,10 +36,15 @@ fn ratelimiter(ctx: XdpContext) -> u32 {
     }
 }
 
-/// Changes buckets on behalf of the agent.
+/// Changes buckets on behalf of the agent: one batch per test run. Aborts on anything else, and is
+/// never attached.
 #[xdp]
-fn merge(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+fn merge(ctx: XdpContext) -> u32 {
+    if merge::merge(&ctx) {
+        xdp_action::XDP_PASS
+    } else {
+        xdp_action::XDP_ABORTED
+    }
 }
 
 #[panic_handler]

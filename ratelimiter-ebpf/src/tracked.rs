@@ -254,6 +254,12 @@ pub extern "C" fn judge_entry(arrival: *mut Arrival, key: u64, slot: u32, first:
     }
 }
 
+/// `value * scale / 65536` without overflow for what fits a TAT.
+#[inline(always)]
+const fn scaled(value: u64, scale: u64) -> u64 {
+    (value >> 16).wrapping_mul(scale) + (((value & 0xffff) * scale) >> 16)
+}
+
 #[inline(always)]
 const fn contended(bound: u64) -> u64 {
     let label = Outcome::label(bound as u32 & SLOT_MASK, 0, NO_ZONE);
@@ -307,8 +313,16 @@ unsafe fn charge_tracked(
         let offered = arrival.costs;
         let scale = (*tracked).cost_scale as u64;
         if scale > 1 << 16 {
+            // The rate is divided, the burst is not: both sides are scaled, and so is debt.
             for cost in &mut arrival.costs {
                 *cost = (*cost * scale) >> 16;
+            }
+            let mut next = 0;
+            while next < every_unit() {
+                let clock = clocks.add(next);
+                next += 1;
+                (*clock).burst = scaled((*clock).burst, scale);
+                (*clock).cap = scaled((*clock).cap, scale);
             }
         }
         let looks: *mut Look = (&raw mut (*cpu).scratch[1]).cast();

@@ -7,7 +7,8 @@
 pub mod op {
     /// `tat = max(tat, now + level)` on a tracked source, in place: a fleet level. Never lowers.
     pub const RAISE: u32 = 1;
-    /// Inserts a tracked source without replacing one, carrying its crowd debt over.
+    /// Inserts a tracked source without replacing one, carrying its crowd debt over. The policy slot
+    /// is in `slot`, the zone it comes from in `unit`. Set `flags::PROMOTED` before the first.
     pub const PROMOTE: u32 = 2;
     /// Moves a tracked source back to the crowd and deletes it; refused while its debt exceeds
     /// the burst.

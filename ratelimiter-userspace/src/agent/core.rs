@@ -99,6 +99,8 @@ impl Core {
             confirm_within: parts.confirm_within,
             risky_percent: parts.risky_percent,
         };
+        // A trial that ended while nobody was there is taken back before anybody can see it.
+        core.tick();
         let next = core.leased(Arc::clone(&core.compiled))?;
         core.install(&next)?;
         core.publish();

@@ -1,0 +1,13 @@
+//! Tests of the real agent: the binary, a veth, real packets, real HTTP. They need root and a BPF
+//! toolchain, and fail without.
+
+#[path = "netns/edge.rs"]
+#[expect(dead_code, reason = "the tests of the data plane use the rest")]
+mod edge;
+
+#[path = "agent/doors.rs"]
+mod doors;
+#[path = "agent/life.rs"]
+mod life;
+#[path = "agent/limits.rs"]
+mod limits;

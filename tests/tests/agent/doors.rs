@@ -1,0 +1,64 @@
+//! Who may use the API of the real agent.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+use std::time::Duration;
+
+use tests::OrFail as _;
+use tests::agent::Setup;
+use tests::http::request_tcp;
+use tests::residue::Residue;
+
+use crate::edge::{EDGE, Edge};
+use crate::limits::SMALL;
+
+#[test]
+fn another_user_of_the_machine_reads_and_changes_nothing() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let agent = Setup::new()
+        .interface(EDGE)
+        .settings(SMALL)
+        .argument("--listen=127.0.0.1:9740")
+        .start(&edge.edge);
+    let mode = std::fs::metadata(agent.socket())
+        .or_fail("socket")
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let address = "127.0.0.1:9740".parse().unwrap();
+    let ask = || request_tcp(address, "GET", "/v1/clients", &[], None).map(|a| a.status);
+    assert_eq!(edge.edge.run(ask).or_fail("ask as root"), 200);
+
+    let nobody = |path: &str| {
+        let mut command = Command::new(tests::requires::program("setpriv", "util-linux"));
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "curl"])
+            .args(["-s", "-m", "5", "-o", "/dev/null", "-w", "%{http_code}"])
+            .arg(format!("http://127.0.0.1:9740{path}"));
+        edge.edge.prepare(&mut command);
+        let output = command.output().or_fail("run curl");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(nobody("/livez"), "200");
+    assert_eq!(nobody("/v1/clients"), "401");
+    assert_eq!(nobody("/v1/status"), "401");
+}
+
+#[test]
+fn refuses_a_configuration_that_everybody_may_write() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let mut agent = Setup::new()
+        .interface(EDGE)
+        .settings(SMALL)
+        .start(&edge.edge);
+    assert_eq!(agent.terminate(), 0);
+    let open = std::fs::Permissions::from_mode(0o666);
+    std::fs::set_permissions(agent.config_path(), open).or_fail("chmod");
+    agent.relaunch();
+    let status = agent.child().wait(Duration::from_secs(10));
+    let said = agent.child().output();
+    assert_ne!(status, 0);
+    assert!(said.contains("0666"), "{said}");
+}

@@ -1,0 +1,153 @@
+//! From a limit set over HTTP to a packet that does not arrive.
+
+use serde_json::{Value, json};
+use tests::agent::{Agent, Setup};
+use tests::residue::Residue;
+
+use crate::edge::{EDGE, Edge};
+
+/// Small tables: they load in milliseconds.
+pub(crate) const SMALL: &str = "[tables]\ncrowd4_words = 65536\ncrowd6_ways = 16384\n\
+    region_words = 4096\ntracked = 4096\npolicies = 256\nprefixes = 65536\nevents_bytes = 65536";
+
+pub(crate) fn enforcing(edge: &Edge) -> Agent<'_> {
+    Setup::new()
+        .interface(EDGE)
+        .enforce()
+        .settings(SMALL)
+        .start(&edge.edge)
+}
+
+fn limit(rate_limit: u64, burst: u64) -> Value {
+    json!({"rate_limit": rate_limit, "time_window": "1m", "burst": burst, "unit": "packets"})
+}
+
+/// A client whose packets come from the other end of the veth.
+pub(crate) fn client(rate_limit: u64, burst: u64) -> Value {
+    json!({"sources": ["192.0.2.2/32"], "limits": {"default": limit(rate_limit, burst)}})
+}
+
+#[test]
+fn a_limit_set_over_http_drops_packets_and_a_raised_one_passes_them() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let agent = enforcing(&edge);
+    assert_eq!(edge.pings(30), 30, "the default limit is far away");
+    agent.put("/v1/clients/alice", &client(6, 20)).expect(201);
+    // One token every 10 s, so the burst is what passes.
+    let passed = edge.pings(60);
+    assert!(
+        (19..=22).contains(&passed),
+        "{passed} of a burst of 20 passed"
+    );
+
+    let why = agent.get("/v1/explain?ip=192.0.2.2").expect(200).json();
+    assert_eq!(why["verdict"], "drop", "{why}");
+    assert_eq!(why["reason"], "over_packets");
+    assert_eq!(why["client"], "alice");
+    assert_eq!(why["tracked"], true);
+    let wait_s = why["units"][0]["retry_after_s"].as_f64().unwrap();
+    assert!(wait_s > 0.0 && wait_s <= 10.0, "{wait_s}");
+
+    let reset = agent.delete("/v1/sources/192.0.2.2").expect(200).json();
+    assert_eq!(reset["buckets"], 1, "{reset}");
+    let why = agent.get("/v1/explain?client_id=alice").expect(200).json();
+    assert_eq!(why["verdict"], "pass", "{why}");
+    let passed = edge.pings(60);
+    assert!(
+        (19..=22).contains(&passed),
+        "{passed} of a fresh burst of 20 passed"
+    );
+
+    agent
+        .put("/v1/clients/alice/limit", &limit(600_000, 10_000))
+        .expect(200);
+    tests::process::rest(std::time::Duration::from_millis(500));
+    assert_eq!(edge.pings(60), 60, "the raised limit is usable within 1 s");
+    let status = agent.get("/v1/status").expect(200).json();
+    let dropped: u64 = status["counts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|count| count["reason"] == "over_packets" && count["verdict"] == "drop")
+        .filter_map(|count| count["packets"].as_u64())
+        .sum();
+    assert!(dropped >= 70, "{status}");
+}
+
+#[test]
+fn a_block_drops_and_an_allowed_address_inside_it_passes() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let agent = enforcing(&edge);
+    agent
+        .post(
+            "/v1/blocklist",
+            &json!({"cidr": "192.0.2.0/25", "reason": "test"}),
+        )
+        .expect(201);
+    assert_eq!(edge.pings(5), 0);
+    let why = agent.get("/v1/explain?ip=192.0.2.2").expect(200).json();
+    assert_eq!(
+        (&why["verdict"], &why["rule"]["kind"]),
+        (&json!("drop"), &json!("block"))
+    );
+    agent
+        .post("/v1/allowlist", &json!({"cidr": "192.0.2.2"}))
+        .expect(201);
+    assert_eq!(edge.pings(5), 5);
+    agent.delete("/v1/allowlist?cidr=192.0.2.2").expect(200);
+    agent.delete("/v1/blocklist?cidr=192.0.2.0/25").expect(200);
+    assert_eq!(edge.pings(5), 5);
+}
+
+#[test]
+fn shadow_counts_and_drops_nothing() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let agent = Setup::new()
+        .interface(EDGE)
+        .settings(SMALL)
+        .start(&edge.edge);
+    let changed = agent
+        .put("/v1/clients/alice", &client(6, 20))
+        .expect(201)
+        .json();
+    assert!(
+        changed["warnings"].to_string().contains("shadow"),
+        "{changed}"
+    );
+    assert_eq!(edge.pings(60), 60);
+    let why = agent.get("/v1/explain?ip=192.0.2.2").expect(200).json();
+    assert_eq!(
+        (&why["verdict"], &why["reason"]),
+        (&json!("pass"), &json!("over_packets"))
+    );
+}
+
+#[test]
+fn a_trial_ends_in_the_kernel_although_the_agent_is_dead() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let mut agent = enforcing(&edge);
+    agent
+        .put("/v1/clients/alice", &client(600_000, 10_000))
+        .expect(201);
+    let tried = agent
+        .put("/v1/clients/alice/limit?try=2s", &limit(1, 1))
+        .expect(202)
+        .json();
+    assert!(tried["confirm_by"].is_string());
+    tests::process::rest(std::time::Duration::from_millis(200));
+    assert!(edge.pings(20) <= 2, "the change on trial is in force");
+    agent.kill();
+    let back =
+        tests::process::holds_within(std::time::Duration::from_secs(4), || edge.pings(20) == 20);
+    assert!(
+        back,
+        "the previous limit is in force again without an agent"
+    );
+    agent.restart();
+    let found = agent.get("/v1/clients/alice/limit").expect(200).json();
+    assert_eq!(found["rate_limit"], 600_000);
+}

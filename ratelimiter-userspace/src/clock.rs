@@ -60,6 +60,30 @@ pub fn rfc3339(unix_ms: u64) -> String {
     )
 }
 
+/// Returns nanoseconds since the Unix epoch, for stamps of callers.
+pub fn unix_ns() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Returns monotonic nanoseconds from the processor's time stamp counter where it is reliable: a
+/// third of the cost of [`monotonic_ns`], for what is read per check. Not comparable with it.
+#[inline]
+pub fn fast_ns() -> u64 {
+    static CLOCK: std::sync::LazyLock<(quanta::Clock, quanta::Instant)> =
+        std::sync::LazyLock::new(|| {
+            let clock = quanta::Clock::new();
+            let start = clock.now();
+            (clock, start)
+        });
+    let (clock, start) = &*CLOCK;
+    // Far from 0, so that what happened before this process began has a time too: twice the longest
+    // window there may be.
+    (1 << 56) + clock.now().duration_since(*start).as_nanos() as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

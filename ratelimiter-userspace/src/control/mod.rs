@@ -1,6 +1,7 @@
 //! Controllers: pure functions of state, observation and time; no clock, no I/O.
 //!
 //! - [`backend`]: everything below as one step per backend, the entry point
+//! - [`breaker`]: a backend's circuit breaker in the path of checks
 //! - [`settings`]: what an operator may set
 //! - [`report`]: what is believed of health reports, and how many reporters become one voice
 //! - [`counters`]: what hosts and fleet have admitted, over time
@@ -18,6 +19,7 @@
 //! theirs.
 
 pub mod backend;
+pub mod breaker;
 pub mod budget;
 pub mod counters;
 pub mod factor;

@@ -1,0 +1,233 @@
+//! The circuit breakers of the backends: [`crate::control::breaker`] in the path of checks.
+//!
+//! Only clients whose segment names a backend with a configured breaker come here. The breaker
+//! steps by itself, at most every 100 ms, on the thread whose check finds it due.
+
+use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use super::counters::{Counters, MAX_BACKENDS};
+use crate::control::breaker::{Breaker, BreakerConfig, Observed, Phase};
+
+/// How often a breaker steps, in nanoseconds.
+const STEP_NS: u64 = 100_000_000;
+
+const CLOSED: u8 = 0;
+const OPEN: u8 = 1;
+const HALF_OPEN: u8 = 2;
+
+struct Watched {
+    name: String,
+    phase: AtomicU8,
+    until_ns: AtomicU64,
+    probes_left: AtomicI64,
+    due_ns: AtomicU64,
+    good: AtomicU64,
+    errors: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    config: Option<BreakerConfig>,
+    breaker: Breaker,
+    /// Totals at the last step: allowed, denied, good, errors.
+    seen: [u64; 4],
+    opened: u64,
+}
+
+/// A backend's breaker, for people and metrics.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BreakerStatus {
+    /// The backend's name.
+    pub backend: String,
+    /// What it does now.
+    pub phase: Phase,
+    /// How often it has opened.
+    pub opened_total: u64,
+}
+
+/// Every breaker of a limiter.
+pub(super) struct Breakers {
+    watched: Box<[OnceLock<Watched>]>,
+}
+
+impl Breakers {
+    pub(super) fn new() -> Self {
+        Self {
+            watched: (0..MAX_BACKENDS).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    fn named(&self, name: &str) -> Option<(u8, &Watched)> {
+        self.watched
+            .iter()
+            .enumerate()
+            .find_map(|(number, cell)| match cell.get() {
+                Some(watched) if watched.name == name => Some((number as u8, watched)),
+                _ => None,
+            })
+    }
+
+    /// Configures, changes or (`None`) switches off a backend's breaker. Returns its number while
+    /// it is on; `Err` where there are too many backends.
+    pub(super) fn configure(
+        &self,
+        name: &str,
+        config: Option<BreakerConfig>,
+        now_ns: u64,
+        counters: &Counters,
+    ) -> Result<Option<u8>, usize> {
+        let (number, watched) = if let Some(found) = self.named(name) {
+            found
+        } else {
+            if config.is_none() {
+                return Ok(None);
+            }
+            let fresh = || Watched {
+                name: name.to_owned(),
+                phase: AtomicU8::new(CLOSED),
+                until_ns: AtomicU64::new(0),
+                probes_left: AtomicI64::new(0),
+                due_ns: AtomicU64::new(0),
+                good: AtomicU64::new(0),
+                errors: AtomicU64::new(0),
+                inner: Mutex::new(Inner {
+                    config: None,
+                    breaker: Breaker::new(now_ns),
+                    seen: [0; 4],
+                    opened: 0,
+                }),
+            };
+            let mut found = None;
+            for (number, cell) in self.watched.iter().enumerate() {
+                let watched = cell.get_or_init(fresh);
+                if watched.name == name {
+                    found = Some((number as u8, watched));
+                    break;
+                }
+            }
+            found.ok_or(MAX_BACKENDS)?
+        };
+        let mut inner = watched.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if config.is_none() || inner.config.is_none() {
+            inner.breaker = Breaker::new(now_ns);
+            watched.phase.store(CLOSED, Ordering::Release);
+            inner.seen = watched.totals(number, counters);
+        }
+        inner.config = config;
+        Ok(config.map(|_| number))
+    }
+
+    /// Returns how long to wait, in nanoseconds, if the backend's breaker lets nothing pass now.
+    /// A probe is used up only by a check that is charged.
+    pub(super) fn refuses(
+        &self,
+        number: u8,
+        now_ns: u64,
+        charge: bool,
+        counters: &Counters,
+    ) -> Option<u64> {
+        let watched = self.watched.get(number as usize)?.get()?;
+        if now_ns >= watched.due_ns.load(Ordering::Relaxed) {
+            watched.step(number, now_ns, counters);
+        }
+        match watched.phase.load(Ordering::Acquire) {
+            OPEN => Some(
+                watched
+                    .until_ns
+                    .load(Ordering::Relaxed)
+                    .saturating_sub(now_ns),
+            ),
+            HALF_OPEN => {
+                let left = if charge {
+                    watched.probes_left.fetch_sub(1, Ordering::Relaxed)
+                } else {
+                    watched.probes_left.load(Ordering::Relaxed)
+                };
+                (left <= 0).then_some(STEP_NS)
+            }
+            _ => None,
+        }
+    }
+
+    /// Notes what became of an allowed request.
+    pub(super) fn outcome(&self, name: &str, good: bool, now_ns: u64, counters: &Counters) {
+        if let Some((number, watched)) = self.named(name) {
+            let cell = if good { &watched.good } else { &watched.errors };
+            cell.fetch_add(1, Ordering::Relaxed);
+            if now_ns >= watched.due_ns.load(Ordering::Relaxed) {
+                watched.step(number, now_ns, counters);
+            }
+        }
+    }
+
+    /// Every breaker that is configured.
+    pub(super) fn status(&self) -> Vec<BreakerStatus> {
+        self.watched
+            .iter()
+            .filter_map(OnceLock::get)
+            .filter_map(|watched| {
+                let inner = watched.inner.lock().unwrap_or_else(PoisonError::into_inner);
+                inner.config?;
+                Some(BreakerStatus {
+                    backend: watched.name.clone(),
+                    phase: inner.breaker.phase(),
+                    opened_total: inner.opened,
+                })
+            })
+            .collect()
+    }
+}
+
+impl Watched {
+    fn totals(&self, number: u8, counters: &Counters) -> [u64; 4] {
+        let [allowed, denied] = counters.backend(number);
+        [
+            allowed,
+            denied,
+            self.good.load(Ordering::Relaxed),
+            self.errors.load(Ordering::Relaxed),
+        ]
+    }
+
+    fn step(&self, number: u8, now_ns: u64, counters: &Counters) {
+        // Whoever finds it due first does it; the others go on with the phase in force.
+        let Ok(mut inner) = self.inner.try_lock() else {
+            return;
+        };
+        let Some(config) = inner.config else {
+            return;
+        };
+        self.due_ns
+            .store(now_ns.saturating_add(STEP_NS), Ordering::Relaxed);
+        let totals = self.totals(number, counters);
+        let [allowed, denied, good, errors] = totals;
+        let [a, d, g, e] = inner.seen;
+        inner.seen = totals;
+        let seen = Observed {
+            allowed: allowed.saturating_sub(a),
+            denied: denied.saturating_sub(d),
+            good: good.saturating_sub(g),
+            errors: errors.saturating_sub(e),
+        };
+        let (next, cause) = inner.breaker.clone().step(seen, now_ns, &config);
+        inner.breaker = next;
+        if cause.is_none() {
+            return;
+        }
+        let phase = match inner.breaker.phase() {
+            Phase::Closed => CLOSED,
+            Phase::Open { until_ns } => {
+                inner.opened += 1;
+                self.until_ns.store(until_ns, Ordering::Relaxed);
+                OPEN
+            }
+            Phase::HalfOpen => {
+                let probes = i64::try_from(config.probes.max(1)).unwrap_or(i64::MAX);
+                self.probes_left.store(probes, Ordering::Relaxed);
+                HALF_OPEN
+            }
+        };
+        self.phase.store(phase, Ordering::Release);
+    }
+}

@@ -17,6 +17,19 @@ pub trait Bytes {
     fn half(&self, at: u32) -> Option<u16>;
     /// `N` words of four bytes at `at`.
     fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]>;
+    /// [`Bytes::half`] inside a loop. The kernel's implementation keeps the compiler from hoisting
+    /// the comparison with the end, which the verifier would not understand.
+    #[inline(always)]
+    fn half_in_loop(&self, at: u32) -> Option<u16> {
+        self.half(at)
+    }
+    /// Returns `value`, which is at most `mask` (one less than a power of two). The kernel's
+    /// implementation makes the verifier forget everything else about it, so that it follows one
+    /// path for all values.
+    #[inline(always)]
+    fn forget(&self, value: u32, mask: u32) -> u32 {
+        value & mask
+    }
 }
 
 impl Bytes for &[u8] {
@@ -212,6 +225,7 @@ fn not_plain_ip<B: Bytes>(bytes: &B, first: u16, packet: &mut Packet) {
         at += 4;
         tags += 1;
     }
+    let at = bytes.forget(at, 0x3f);
     *packet = match ethertype {
         ETHERTYPE_IPV4 => ipv4(bytes, at),
         ETHERTYPE_IPV6 => ipv6(bytes, at),
@@ -304,31 +318,38 @@ fn extensions<B: Bytes>(bytes: &B, packet: &mut Packet, at: u32, hop_limit: u8) 
     let mut whole = true;
     let mut seen = 0;
     while seen < MAX_EXTENSION_HEADERS {
+        kind = bytes.forget(u32::from(kind), 0xff) as u8;
+        left = bytes.forget(left, 0xffff);
+        // 4 tags, the IPv6 header and 8 extensions of 2 048 bytes end below 2^15.
+        at = bytes.forget(at, 0x7fff);
+        whole = bytes.forget(u32::from(whole), 1) != 0;
         let size = match kind {
             HOP_BY_HOP | ROUTING | DESTINATION | MOBILITY | HIP | SHIM6 => {
                 if kind == HOP_BY_HOP && seen != 0 {
                     return false;
                 }
-                let Some(head) = bytes.half(at) else {
+                let Some(head) = bytes.half_in_loop(at) else {
                     return false;
                 };
                 kind = (head >> 8) as u8;
                 (u32::from(head & 0xff) + 1) * 8
             }
             AUTHENTICATION => {
-                let Some(head) = bytes.half(at) else {
+                let Some(head) = bytes.half_in_loop(at) else {
                     return false;
                 };
                 kind = (head >> 8) as u8;
                 (u32::from(head & 0xff) + 2) * 4
             }
             FRAGMENT => {
-                let Some([head]) = bytes.words::<1>(at) else {
+                let (Some(head), Some(field)) =
+                    (bytes.half_in_loop(at), bytes.half_in_loop(at + 2))
+                else {
                     return false;
                 };
-                kind = (head >> 24) as u8;
-                let offset = (head & 0xffff) >> 3;
-                whole = head & 0xffff & !6 == 0;
+                kind = (head >> 8) as u8;
+                let offset = u32::from(field >> 3);
+                whole = field & !6 == 0;
                 if offset != 0 {
                     // A later fragment; as for IPv4.
                     if left < 8 || (kind == TCP && offset < TCP_HEADER_UNITS) {

@@ -1,5 +1,7 @@
 //! Packet bytes, as the verifier wants them read: compared with the end, then loaded.
 
+use core::arch::asm;
+
 use aya_ebpf::programs::XdpContext;
 use ratelimiter_common::parse::Bytes;
 
@@ -49,5 +51,26 @@ impl Bytes for Frame {
             *word = u32::from_be(unsafe { ((here + 4 * n) as *const u32).read_unaligned() });
         }
         Some(words)
+    }
+
+    #[inline(always)]
+    fn half_in_loop(&self, at: u32) -> Option<u16> {
+        let here = self.start + at as usize;
+        let mut past = here;
+        // SAFETY: arithmetic on one register: `past` is two bytes on, unknown to the compiler.
+        unsafe { asm!("{past} += 2", past = inout(reg) past, options(pure, nomem, nostack)) };
+        if past > self.end {
+            return None;
+        }
+        // SAFETY: both bytes lie inside the packet, as compared above and seen by the verifier.
+        Some(u16::from_be(unsafe {
+            (here as *const u16).read_unaligned()
+        }))
+    }
+
+    #[inline(always)]
+    fn forget(&self, value: u32, mask: u32) -> u32 {
+        // The length is a number the verifier does not know.
+        crate::atomic::forget(value, (self.end - self.start) as u64) & mask
     }
 }

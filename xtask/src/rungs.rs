@@ -123,7 +123,7 @@ fn binary(message: Message) -> Option<TestBinary> {
 fn rung_of(package: &str, target: &str, is_integration: bool) -> Rung {
     match target {
         _ if package != "tests" || !is_integration => Rung::Host,
-        "docs" => Rung::Host,
+        "docs" | "frames" => Rung::Host,
         "program" => Rung::Program,
         "harness" | "netns" => Rung::Netns,
         _ => Rung::Agent,

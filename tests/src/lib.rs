@@ -4,21 +4,24 @@
 //! - [`frames`], [`reference`]: the parser fixtures, and a second parser to compare with
 //! - [`packet`]: frames, honest and lying; [`flood`]: many of them, fast
 //! - [`stranger`]: an XDP program that is not ours
-//! - [`program`]: the kernel program in maps of its own
+//! - [`program`]: the kernel program in maps of its own; [`policy`]: a data plane without an agent
 //! - [`process`]: children that never outlive their guard, waiting with a bound
 //! - [`agent`], [`redis`]: the real binaries, started and made ready; [`http`] to ask them
 //! - [`residue`]: what a test must not leave behind
+//! - [`bench`]: benchmarks on real interfaces
 //! - [`requires`]: capability checks that fail, and never skip
 //!
 //! Functions here panic with a sentence instead of returning errors: a test wants the line that
 //! failed, not a `Result` to pass on.
 pub mod agent;
+pub mod bench;
 pub mod bpffs;
 pub mod flood;
 pub mod frames;
 pub mod http;
 pub mod netns;
 pub mod packet;
+pub mod policy;
 pub mod process;
 pub mod program;
 pub mod redis;

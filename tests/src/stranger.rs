@@ -32,12 +32,24 @@ struct LoadAttr {
 }
 
 impl Stranger {
-    /// Loads it.
+    /// Loads it: it passes everything.
     #[must_use]
     #[track_caller]
     pub fn load() -> Self {
-        // mov64 r0, 2; exit
-        let code: [u64; 2] = [0x0000_0002_0000_00b7, 0x95];
+        Self::answering(2)
+    }
+
+    /// Loads one that drops everything.
+    #[must_use]
+    #[track_caller]
+    pub fn dropping() -> Self {
+        Self::answering(1)
+    }
+
+    #[track_caller]
+    fn answering(action: u64) -> Self {
+        // mov64 r0, action; exit
+        let code: [u64; 2] = [action << 32 | 0xb7, 0x95];
         let mut name = [0; 16];
         name[..8].copy_from_slice(b"stranger");
         let mut attr = LoadAttr {

@@ -22,6 +22,13 @@ pub fn missing() -> Vec<String> {
         .collect()
 }
 
+/// Whether the verifier lets this thread's programs subtract packet pointers.
+pub(super) fn may_subtract_pointers() -> bool {
+    [Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN]
+        .into_iter()
+        .any(|capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false))
+}
+
 /// A refusal for want of a right.
 pub(super) fn denied(doing: &str, source: io::Error) -> Error {
     let missing = missing();

@@ -127,6 +127,21 @@ fn expected(
         .collect()
 }
 
+/// A loader with the sizes set, and with the program's way to a frame's length: the difference of
+/// two packet pointers is free and needs CAP_PERFMON, a helper call needs nothing.
+fn loader<'a>(sizes: &BTreeMap<&'static str, u32>) -> EbpfLoader<'a> {
+    let mut loader = EbpfLoader::new();
+    for (&name, &entries) in sizes {
+        loader.map_max_entries(name, entries);
+    }
+    if caps::may_subtract_pointers() {
+        loader
+    } else {
+        loader.override_global(HELPER_LENGTH, &1_u8, false);
+        loader
+    }
+}
+
 fn fresh(
     pins: &Pins,
     bytes: &[u8],
@@ -134,10 +149,7 @@ fn fresh(
     sizes: &BTreeMap<&'static str, u32>,
     cpus: usize,
 ) -> Result<Kernel, Error> {
-    let mut loader = EbpfLoader::new();
-    for (&name, &entries) in sizes {
-        loader.map_max_entries(name, entries);
-    }
+    let mut loader = loader(sizes);
     let kernel = open(loader.load(bytes).map_err(|error| refused(&error))?, cpus)?;
     kernel.map(names::CONFIG)?.set(&0_u32, &config(tables)?)?;
     // Segments start at full speed: index 0 everywhere, and entry 0 is real time.
@@ -173,10 +185,7 @@ fn adopt(
             sys::map_info(pinned.as_fd()).map_err(failed(name))?.id,
         );
     }
-    let mut loader = EbpfLoader::new();
-    for (&name, &entries) in sizes {
-        loader.map_max_entries(name, entries);
-    }
+    let mut loader = loader(sizes);
     for name in every_map() {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -352,6 +361,8 @@ fn missing(error: &(dyn std::error::Error + 'static)) -> Option<std::io::Error> 
     None
 }
 
+/// Switch of the program: take a frame's length from `bpf_xdp_get_buff_len`.
+const HELPER_LENGTH: &str = "HELPER_LENGTH";
 /// Most bytes kept of the verifier's log: its end says why.
 const LOG_TAIL_BYTES: usize = 2_000;
 

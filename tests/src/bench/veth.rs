@@ -1,0 +1,388 @@
+//! CPU per packet over a veth pair: our program beside a bare XDP drop, nftables and iptables; and
+//! what a polite TCP stream keeps while others flood.
+//!
+//! The receiver runs in a threaded NAPI context on a CPU of its own, so that its CPU time is the
+//! run time of one kernel thread (`/proc/<pid>/schedstat`, nanoseconds) and the sender's is not in
+//! it. Every receiver sees the same 1 000 sources, all far over their limit. Rounds are
+//! interleaved; figures are medians.
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use ratelimiter_userspace::dataplane::{
+    AttachOptions, DataPlane as _, OpenOptions, XdpDataPlane, detach_all,
+};
+use serde_json::{Value, json};
+
+use super::{Figure, median};
+use crate::OrFail as _;
+use crate::flood::Flood;
+use crate::netns::{Netns, veth};
+use crate::packet::Packet;
+use crate::policy::{document, install};
+use crate::process::{rest, wait_for};
+use crate::stranger::Stranger;
+
+const EDGE: &str = "edge0";
+const CLIENT: &str = "client0";
+const SOURCES: u32 = 1_000;
+/// CPU of the sender and of the receiver.
+const CPUS: [usize; 2] = [0, 1];
+const ROOT: &str = "/sys/fs/bpf/ratelimiter";
+
+/// How long and how often.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    /// Rounds, 1 or more.
+    pub rounds: u32,
+    /// Time one receiver is flooded per round.
+    pub slice: Duration,
+    /// Time of one TCP stream.
+    pub stream: Duration,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self {
+            rounds: 5,
+            slice: Duration::from_secs(1),
+            stream: Duration::from_secs(4),
+        }
+    }
+}
+
+/// Who judges the packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Receiver {
+    XdpDrop,
+    Ours,
+    NftIngress,
+    NftPrerouting,
+    Hashlimit,
+}
+
+const RECEIVERS: [Receiver; 5] = [
+    Receiver::XdpDrop,
+    Receiver::Ours,
+    Receiver::NftIngress,
+    Receiver::NftPrerouting,
+    Receiver::Hashlimit,
+];
+
+/// Runs the benchmark.
+#[must_use]
+pub fn run(plan: Plan) -> Vec<Figure> {
+    let mut costs = [const { Vec::new() }; RECEIVERS.len()];
+    for round in 1..=plan.rounds {
+        for (receiver, costs) in RECEIVERS.iter().zip(&mut costs) {
+            let cost = measure(*receiver, plan.slice);
+            println!("round {round}: {receiver:?} {cost:.1} ns of CPU per packet");
+            costs.push(cost);
+        }
+    }
+    let [xdp_drop, ours, ingress, prerouting, hashlimit] = costs.map(|costs| median(&costs));
+    let over = |name: &str, value: f64, baseline: f64| Figure {
+        name: name.to_owned(),
+        value,
+        unit: "ns".to_owned(),
+        baseline: Some(baseline),
+        ratio: Some(value / baseline),
+    };
+    let mut figures = vec![
+        over("veth_drop_vs_xdp_drop", ours, xdp_drop),
+        over("nft_ingress_vs_ours", ingress, ours),
+        over("nft_prerouting_vs_ours", prerouting, ours),
+        over("hashlimit_vs_ours", hashlimit, ours),
+    ];
+    figures.extend(goodput(plan));
+    figures
+}
+
+/// A fresh edge and client.
+struct Field {
+    edge: Netns,
+    client: Netns,
+}
+
+impl Field {
+    fn new() -> Self {
+        let field = Self {
+            edge: Netns::new(),
+            client: Netns::new(),
+        };
+        for netns in [&field.edge, &field.client] {
+            netns.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
+            netns.sysctl("net/ipv6/conf/default/disable_ipv6", "1");
+        }
+        veth((&field.edge, EDGE), (&field.client, CLIENT));
+        field.edge.address(EDGE, "192.0.2.1/24");
+        field.client.address(CLIENT, "192.0.2.2/24");
+        field
+    }
+
+    fn frames(&self, sources: u32) -> Vec<Vec<u8>> {
+        (0..sources)
+            .map(|n| {
+                let source = format!("198.18.{}.{}", n >> 8, n & 255);
+                Packet::eth_between(self.client.mac(CLIENT), self.edge.mac(EDGE))
+                    .ipv4(&source, "192.0.2.1")
+                    .udp(4_000, 4_001)
+                    .zeros(18)
+                    .build()
+            })
+            .collect()
+    }
+
+    /// Moves the receiver into a kernel thread on its own CPU; returns the thread's id.
+    fn thread_the_receiver(&self) -> u32 {
+        let path = format!("/sys/class/net/{EDGE}/threaded");
+        self.edge
+            .run(|| std::fs::write(&path, "1"))
+            .or_fail("switch to threaded NAPI");
+        let pid = wait_for(
+            "the receiver's kernel thread",
+            Duration::from_secs(2),
+            || napi_thread(),
+        );
+        pin(pid as i32, CPUS[1]);
+        pid
+    }
+}
+
+/// The kernel thread of the edge's only receive queue. Benchmarks run one field at a time.
+fn napi_thread() -> Option<u32> {
+    let processes = std::fs::read_dir("/proc").ok()?;
+    processes.flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+        name.starts_with(&format!("napi/{EDGE}")).then_some(pid)
+    })
+}
+
+/// Binds a thread (0: the calling one) to a CPU.
+fn pin(pid: i32, cpu: usize) {
+    // SAFETY: all-zero is an empty set; `CPU_SET` stays inside it for CPUs below 1 024; the kernel
+    // only reads it.
+    let bound = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(cpu, &mut set);
+        libc::sched_setaffinity(pid, size_of::<libc::cpu_set_t>(), &raw const set)
+    };
+    crate::space::check(bound).or_fail("bind a thread to a CPU");
+}
+
+/// CPU time of a thread, in nanoseconds.
+fn cpu_ns(pid: u32) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).or_fail("schedstat");
+    text.split_whitespace()
+        .next()
+        .and_then(|number| number.parse().ok())
+        .or_fail("a run time")
+}
+
+/// CPU time of the receiver per packet it took, in nanoseconds.
+fn measure(receiver: Receiver, slice: Duration) -> f64 {
+    let field = Field::new();
+    let _installed = Installed::new(receiver, &field);
+    let pid = field.thread_the_receiver();
+    let frames = field.frames(SOURCES);
+    let flood = |time| {
+        field.client.run(|| {
+            pin(0, CPUS[0]);
+            Flood::new(frames.clone())
+                .lasting(time)
+                .send(CLIENT, &AtomicBool::new(false))
+        })
+    };
+    // Empties every bucket and warms the caches.
+    flood(Duration::from_millis(200));
+    rest(Duration::from_millis(20));
+    let (packets, cpu) = (taken(&field), cpu_ns(pid));
+    let stack = field.edge.ipv4_received();
+    flood(slice);
+    rest(Duration::from_millis(20));
+    let (packets, cpu) = (taken(&field) - packets, cpu_ns(pid) - cpu);
+    let passed = field.edge.ipv4_received() - stack;
+    assert!(packets > 10_000, "{receiver:?} took only {packets} packets");
+    if matches!(
+        receiver,
+        Receiver::XdpDrop | Receiver::Ours | Receiver::NftIngress
+    ) {
+        // What passes costs more than what is dropped: it must not matter.
+        assert!(
+            passed * 100 <= packets * 5,
+            "{receiver:?} let {passed} of {packets} pass"
+        );
+    }
+    cpu as f64 / packets as f64
+}
+
+/// Packets the edge's interface took from the ring, dropped ones included.
+fn taken(field: &Field) -> u64 {
+    field.client.statistic(CLIENT, "tx_packets")
+}
+
+/// A receiver in force; removed when dropped.
+enum Installed<'a> {
+    Xdp(#[expect(dead_code, reason = "holds the link")] std::os::fd::OwnedFd),
+    Ours(Option<XdpDataPlane>, &'a Field),
+    Rules,
+}
+
+impl<'a> Installed<'a> {
+    fn new(receiver: Receiver, field: &'a Field) -> Self {
+        match receiver {
+            Receiver::XdpDrop => {
+                let index = field.edge.ifindex(EDGE);
+                Self::Xdp(field.edge.run(|| Stranger::dropping().link(index)))
+            }
+            Receiver::Ours => Self::Ours(
+                Some(ours(
+                    field,
+                    &json!({ "rate_limit": 10, "time_window": 1, "burst": 20, "unit": "packets" }),
+                )),
+                field,
+            ),
+            Receiver::NftIngress => {
+                coalesce(field);
+                nft(
+                    field,
+                    "netdev",
+                    &format!("hook ingress device {EDGE} priority 0"),
+                );
+                Self::Rules
+            }
+            Receiver::NftPrerouting => {
+                coalesce(field);
+                nft(field, "ip", "hook prerouting priority -300");
+                Self::Rules
+            }
+            Receiver::Hashlimit => {
+                coalesce(field);
+                field.edge.sh(
+                    "iptables -t raw -A PREROUTING -m hashlimit --hashlimit-above 10/second \
+                     --hashlimit-burst 20 --hashlimit-mode srcip --hashlimit-name bench \
+                     --hashlimit-htable-size 65536 --hashlimit-htable-max 1000000 -j DROP",
+                );
+                Self::Rules
+            }
+        }
+    }
+}
+
+impl Drop for Installed<'_> {
+    fn drop(&mut self) {
+        if let Self::Ours(plane, field) = self {
+            drop(plane.take());
+            field
+                .edge
+                .run(|| detach_all(ROOT.as_ref()))
+                .or_fail("detach all");
+        }
+    }
+}
+
+/// Without XDP a veth only has a NAPI context (and so a thread) of its own while GRO is on.
+fn coalesce(field: &Field) {
+    field.edge.sh(&format!("ethtool -K {EDGE} gro on"));
+}
+
+fn nft(field: &Field, family: &str, hook: &str) {
+    let rules = format!(
+        "table {family} bench {{\n\
+         set seen {{ type ipv4_addr; flags dynamic; size 1000000; timeout 1m; }}\n\
+         chain in {{ type filter {hook}; policy accept;\n\
+         ip saddr 198.18.0.0/15 update @seen {{ ip saddr limit rate over 10/second burst 20 packets }} drop; }}\n\
+         }}\n"
+    );
+    let file = tempfile::Builder::new()
+        .prefix(crate::residue::TEMP_PREFIX)
+        .tempfile()
+        .or_fail("make a rule file");
+    std::fs::write(file.path(), rules).or_fail("write the rules");
+    field.edge.sh(&format!("nft -f {}", file.path().display()));
+}
+
+/// Our program with default tables, enforcing `limit` on everybody.
+fn ours(field: &Field, limit: &Value) -> XdpDataPlane {
+    let plane = field
+        .edge
+        .run(|| XdpDataPlane::open(&OpenOptions::default()))
+        .or_fail("open");
+    let policy = json!({ "segments": { "default": { "limits": { "packets": limit } } } });
+    install(&plane, &document(policy));
+    field
+        .edge
+        .run(|| plane.attach(EDGE, AttachOptions::default()))
+        .or_fail("attach");
+    plane
+}
+
+/// Goodput of a polite TCP stream beside a flood of 100 000 packets per second, over the same
+/// without the flood; the program is attached both times.
+fn goodput(plan: Plan) -> Vec<Figure> {
+    let field = Field::new();
+    // 50 Mbit/s are about 4 300 segments per second; the flood's five sources send 20 000 each.
+    let limit =
+        json!({ "rate_limit": 10_000, "time_window": 1, "burst": 20_000, "unit": "packets" });
+    let installed = Installed::Ours(Some(ours(&field, &limit)), &field);
+    let mut paced = [Vec::new(), Vec::new()];
+    for round in 1..=plan.rounds.min(3) {
+        for (flooded, rates) in [false, true].into_iter().zip(&mut paced) {
+            let rate = stream(&field, "-b 50M", plan.stream, flooded);
+            println!("round {round}: paced TCP, flood {flooded}: {rate:.2} Mbit/s");
+            rates.push(rate);
+        }
+    }
+    let saturating = [false, true].map(|flooded| stream(&field, "", plan.stream, flooded));
+    println!(
+        "saturating TCP: {:.0} Mbit/s without the flood, {:.0} with it",
+        saturating[0], saturating[1]
+    );
+    drop(installed);
+    let [quiet, flooded] = paced.map(|rates| median(&rates));
+    vec![Figure {
+        name: "legit_goodput_under_flood".to_owned(),
+        value: flooded,
+        unit: "Mbit/s".to_owned(),
+        baseline: Some(quiet),
+        ratio: Some(flooded / quiet),
+    }]
+}
+
+/// Received Mbit/s of one TCP stream from the client to the edge.
+fn stream(field: &Field, pace: &str, time: Duration, flooded: bool) -> f64 {
+    let mut command = std::process::Command::new(crate::requires::program("iperf3", "iperf3"));
+    command.args(["-s", "-1", "-p", "5201"]);
+    let mut server = field.edge.spawn(command);
+    crate::process::wait_until("the server listens", Duration::from_secs(5), || {
+        field.edge.sh("ss -Hltn sport = :5201").contains("5201")
+    });
+    let stop = AtomicBool::new(false);
+    let frames = field.frames(5);
+    let out = std::thread::scope(|scope| {
+        if flooded {
+            scope.spawn(|| {
+                field.client.run(|| {
+                    Flood::new(frames.clone())
+                        .rate(100_000)
+                        .lasting(time + Duration::from_secs(5))
+                        .send(CLIENT, &stop)
+                })
+            });
+        }
+        let line = format!(
+            "iperf3 -c 192.0.2.1 -p 5201 -t {} -J {pace}",
+            time.as_secs()
+        );
+        let (status, out, error) = field.client.try_sh(&line);
+        stop.store(true, Ordering::Relaxed);
+        assert!(status == 0, "`{line}` exited with {status}: {error}{out}");
+        out
+    });
+    server.wait(Duration::from_secs(5));
+    let report: Value = serde_json::from_str(&out).or_fail("iperf3's JSON");
+    report["end"]["sum_received"]["bits_per_second"]
+        .as_f64()
+        .or_fail("a rate")
+        / 1e6
+}

@@ -141,7 +141,7 @@ impl Field {
         let pid = wait_for(
             "the receiver's kernel thread",
             Duration::from_secs(2),
-            || napi_thread(),
+            napi_thread,
         );
         pin(pid as i32, CPUS[1]);
         pid

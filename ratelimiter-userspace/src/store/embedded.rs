@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::{Database, Durability, ReadableDatabase as _, StorageBackend};
 
+use super::boxed::Boxed;
 use super::goodcopy::{self, checksum};
 use super::lock::DirectoryLock;
 use super::rows;
@@ -22,12 +23,13 @@ use super::{Change, MAX_CHANGES, NewChange, Store, StoreError, StoreStatus, chec
 use crate::policy::model::Document;
 
 /// A document of more entries than this is not copied with every change, but with every
-/// [`COPY_EVERY`]th and when the store is closed.
+/// [`COPY_EVERY`]th: should the database be damaged, up to that many changes are lost with it.
 const SMALL_DOCUMENT: usize = 10_000;
 /// See [`SMALL_DOCUMENT`].
 const COPY_EVERY: u64 = 64;
-/// Memory redb may use for pages, in bytes: 8 MiB.
-const CACHE_BYTES: usize = 8 << 20;
+/// Memory redb may use for pages, in bytes: 64 MiB. Only what a document fills is taken; a tenth of
+/// it made the first commit of a million prefixes write every page many times.
+const CACHE_BYTES: usize = 64 << 20;
 
 type OpenBackend = dyn Fn(&Path) -> std::io::Result<Box<dyn StorageBackend>> + Send + Sync;
 
@@ -188,8 +190,15 @@ impl EmbeddedStore {
 impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         let mut state = self.state();
-        self.copy(&mut state);
+        // A large document's copy takes seconds, which a service that stops does not have.
+        if entries(&state.document) <= SMALL_DOCUMENT {
+            self.copy(&mut state);
+        }
     }
+}
+
+fn entries(document: &Document) -> usize {
+    document.clients.len() + document.allow.len() + document.block.len()
 }
 
 /// Why a database could not be opened.
@@ -378,9 +387,11 @@ impl Store for EmbeddedStore {
         self.with_database(&mut state, "write", |database| {
             commit_rows(database, &before, &document, &entry)
         })?;
-        let size = document.clients.len() + document.allow.len() + document.block.len();
+        let size = entries(&document);
         state.document = Arc::new(document);
-        if size <= SMALL_DOCUMENT || state.document.revision >= state.copied + COPY_EVERY {
+        // Without any copy a damaged database could not be left behind at all.
+        let due = state.copied == 0 || state.document.revision >= state.copied + COPY_EVERY;
+        if size <= SMALL_DOCUMENT || due {
             self.copy(&mut state);
         }
         Ok(Arc::clone(&state.document))
@@ -465,30 +476,5 @@ impl Store for EmbeddedStore {
                 .cloned()
                 .collect(),
         }
-    }
-}
-
-/// Lets a boxed backend be one.
-#[derive(Debug)]
-struct Boxed(Box<dyn StorageBackend>);
-
-impl StorageBackend for Boxed {
-    fn len(&self) -> std::io::Result<u64> {
-        self.0.len()
-    }
-    fn read(&self, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-        self.0.read(offset, out)
-    }
-    fn set_len(&self, len: u64) -> std::io::Result<()> {
-        self.0.set_len(len)
-    }
-    fn sync_data(&self) -> std::io::Result<()> {
-        self.0.sync_data()
-    }
-    fn write(&self, offset: u64, data: &[u8]) -> std::io::Result<()> {
-        self.0.write(offset, data)
-    }
-    fn close(&self) -> std::io::Result<()> {
-        self.0.close()
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! - [`EmbeddedStore`]: redb in the state directory; the default
 //! - [`MemoryStore`]: forgets everything; for tests and `agent --ephemeral`
+mod boxed;
 pub mod change;
 mod embedded;
 mod goodcopy;

@@ -19,7 +19,7 @@ use crate::atomic::{self, every_unit};
 use crate::bucket::{Look, TRIES, state};
 use crate::maps::{CONFIG, CPU, PROMOTED, TRACKED};
 use crate::policy::{self, entry};
-use crate::tracked::{STATE_MASK, TAT_MASK, pack, read_clocks};
+use crate::tracked::{ONE_TO_ONE, STATE_MASK, TAT_MASK, pack, read_clocks, read_entry, scaled};
 use crate::{crowd4, crowd6};
 
 /// Runs a batch; false if the frame is none.
@@ -82,7 +82,7 @@ unsafe fn bound(
         let bound = atomic::load(&raw const (*tracked).binding);
         let policy = entry(bound as u32 & SLOT_MASK)?;
         let clocks: *mut UnitCache = (&raw mut (*cpu).scratch[0]).cast();
-        let (limited, _) = read_clocks(cpu, policy, 8, clocks);
+        let (limited, _) = read_entry(cpu, tracked, policy, clocks);
         Some((policy, limited, clocks))
     }
 }
@@ -98,6 +98,15 @@ unsafe fn owed(word: u64, tag: u32, clock: *const UnitCache) -> Option<u64> {
     }
     // SAFETY: `clock` is a live map value.
     Some(unsafe { debt(word, (*clock).now, (*clock).cap, TAT_MASK) })
+}
+
+/// `value * 65536 / scale`, rounded down.
+#[inline(always)]
+const fn unscaled(value: u64, scale: u64) -> u64 {
+    match (value << 8).checked_div(scale >> 8) {
+        Some(value) => value,
+        None => 0,
+    }
 }
 
 /// Raise, clamp, reset, read: one unit of a tracked source.
@@ -125,9 +134,16 @@ pub extern "C" fn change(op: *mut MergeOp) -> u32 {
         let clock = clocks.add(unit);
         let cell = (&raw mut (*tracked).tats).cast::<u64>().add(unit);
         let tag = (*policy).tag;
+        let configured = (*tracked).cost_scale as u64;
+        let part = if configured < ONE_TO_ONE {
+            ONE_TO_ONE
+        } else {
+            configured
+        };
+        let level = scaled(op.level, part);
         // A level beyond the cap would read as idle.
-        let level = if op.level < (*clock).cap {
-            op.level
+        let level = if level < (*clock).cap {
+            level
         } else {
             (*clock).cap
         };
@@ -143,12 +159,12 @@ pub extern "C" fn change(op: *mut MergeOp) -> u32 {
                 op::CLAMP if level < owed => level,
                 op::RESET => 0,
                 _ => {
-                    op.level = owed;
+                    op.level = unscaled(owed, part);
                     return result::DONE;
                 }
             };
             if atomic::swap_if(cell, word, pack(tag, (*clock).now.wrapping_add(next))) {
-                op.level = next;
+                op.level = unscaled(next, part);
                 return result::DONE;
             }
         }
@@ -371,7 +387,7 @@ pub extern "C" fn demote(op: *mut MergeOp) -> u32 {
         if !atomic::swap_if(&raw mut (*tracked).binding, old, gone) {
             return result::CONTENDED;
         }
-        if settle(&raw const arrival) != result::DONE {
+        if settle(&raw mut arrival) != result::DONE {
             // Nowhere to put the debt: stay.
             atomic::store(&raw mut (*tracked).binding, old);
             return result::REFUSED;
@@ -384,13 +400,13 @@ pub extern "C" fn demote(op: *mut MergeOp) -> u32 {
 /// Writes the debts in `costs` to the crowd: onto the source's own words, or in a victim's place.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn settle(arrival: *const Arrival) -> u32 {
+pub extern "C" fn settle(arrival: *mut Arrival) -> u32 {
     let Some(cpu) = CPU.get_ptr_mut(0) else {
         return result::REFUSED;
     };
     // SAFETY: what is not null is on the caller's stack.
     unsafe {
-        let Some(arrival) = arrival.as_ref() else {
+        let Some(arrival) = arrival.as_mut() else {
             return result::REFUSED;
         };
         let zone = policy::zone_cache(cpu, arrival.zone);
@@ -404,9 +420,11 @@ pub extern "C" fn settle(arrival: *const Arrival) -> u32 {
                 continue;
             }
             let cache: *const UnitCache = (&raw const (*zone).unit).cast::<UnitCache>().add(unit);
-            if crowd_debt(cache, arrival).unwrap_or(0) >= owed {
+            let have = crowd_debt(cache, arrival).unwrap_or(0);
+            if have >= owed {
                 continue;
             }
+            arrival.costs.as_mut_ptr().add(unit).write(owed - have);
             let v4 = arrival.family == 4;
             let found = if v4 {
                 crowd4::look4(arrival, unit as u32, &raw mut look)
@@ -477,6 +495,3 @@ pub extern "C" fn scale(op: *mut MergeOp) -> u32 {
         result::DONE
     }
 }
-
-/// A cost scale of one.
-pub(crate) const ONE_TO_ONE: u64 = 1 << 16;

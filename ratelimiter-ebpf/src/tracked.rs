@@ -173,7 +173,7 @@ pub extern "C" fn judge_tracked(arrival: *mut Arrival) -> u64 {
         action::ALLOW => Outcome::plain(Reason::AllowListed).0,
         action::BLOCK => Outcome::plain(Reason::Blocked).0,
         action::SHARED => {
-            let (key, slot) = (shared_key(meaning.slot()), meaning.slot());
+            let (key, slot) = (shared_key(meaning.slot()), meaning.slot() as u64);
             let outcome = judge_entry(arrival, key, slot, 1);
             if outcome == AGAIN {
                 judge_entry(arrival, key, slot, 0)
@@ -212,9 +212,9 @@ fn judge_own(arrival: &mut Arrival) -> u64 {
 }
 
 /// In place of a slot: the entry knows its policy itself, if it was resolved under this generation.
-const OWN: u32 = u32::MAX;
+const OWN: u64 = u64::MAX;
 /// In place of a slot: the entry knows its policy itself, whatever the generation.
-const RESOLVED: u32 = u32::MAX - 1;
+const RESOLVED: u64 = u64::MAX - 1;
 /// Not an outcome: resolve the source anew.
 const STALE: u64 = u64::MAX - 1;
 /// Not an outcome: the clock was read again, so judge again.
@@ -225,7 +225,7 @@ const AGAIN: u64 = u64::MAX - 2;
 /// offered already.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn judge_entry(arrival: *mut Arrival, key: u64, slot: u32, first: u32) -> u64 {
+pub extern "C" fn judge_entry(arrival: *mut Arrival, key: u64, slot: u64, first: u64) -> u64 {
     let (Some(cpu), Some(config)) = (CPU.get_ptr_mut(0), CONFIG.get_ptr(0)) else {
         return TO_THE_CROWD;
     };
@@ -240,7 +240,7 @@ pub extern "C" fn judge_entry(arrival: *mut Arrival, key: u64, slot: u32, first:
     unsafe {
         let mut bound = atomic::load(&raw const (*tracked).binding);
         if slot < RESOLVED {
-            bound = binding(slot, LIMITED, 0);
+            bound = binding(slot as u32, LIMITED, 0);
         } else if slot == OWN && (bound >> 32) as u32 != (*config).prefix_generation {
             return STALE;
         }
@@ -256,7 +256,7 @@ pub extern "C" fn judge_entry(arrival: *mut Arrival, key: u64, slot: u32, first:
 
 /// `value * scale / 65536` without overflow for what fits a TAT.
 #[inline(always)]
-const fn scaled(value: u64, scale: u64) -> u64 {
+pub(crate) const fn scaled(value: u64, scale: u64) -> u64 {
     (value >> 16).wrapping_mul(scale) + (((value & 0xffff) * scale) >> 16)
 }
 
@@ -273,7 +273,7 @@ unsafe fn charge_tracked(
     arrival: &mut Arrival,
     tracked: *mut Tracked,
     slot: u32,
-    first: u32,
+    first: u64,
 ) -> u64 {
     // SAFETY: `tracked` is a live map value; its words change by atomic instructions only.
     unsafe {
@@ -284,10 +284,8 @@ unsafe fn charge_tracked(
             count_offered(cpu, arrival, tracked);
         }
         let label = Outcome::label(slot, (*policy).segment, NO_ZONE);
-        let configured = (*tracked).window_eighths as u64 & 63;
-        let eighths = if configured == 0 { 8 } else { configured };
         let clocks: *mut UnitCache = (&raw mut (*cpu).scratch[0]).cast();
-        let (limited, modes) = read_clocks(cpu, policy, eighths, clocks);
+        let (limited, modes) = read_entry(cpu, tracked, policy, clocks);
         if limited == 0 {
             return Outcome::judged(label, Reason::Off, Mode::Off as u32).0;
         }
@@ -312,17 +310,9 @@ unsafe fn charge_tracked(
         }
         let offered = arrival.costs;
         let scale = (*tracked).cost_scale as u64;
-        if scale > 1 << 16 {
-            // The rate is divided, the burst is not: both sides are scaled, and so is debt.
+        if scale > ONE_TO_ONE {
             for cost in &mut arrival.costs {
                 *cost = (*cost * scale) >> 16;
-            }
-            let mut next = 0;
-            while next < every_unit() {
-                let clock = clocks.add(next);
-                next += 1;
-                (*clock).burst = scaled((*clock).burst, scale);
-                (*clock).cap = scaled((*clock).cap, scale);
             }
         }
         let looks: *mut Look = (&raw mut (*cpu).scratch[1]).cast();
@@ -342,6 +332,37 @@ unsafe fn charge_tracked(
             }
         }
         outcome.0
+    }
+}
+
+/// A cost scale of one.
+pub(crate) const ONE_TO_ONE: u64 = 1 << 16;
+
+/// [`read_clocks`] for one entry: its adaptive window widens the burst, and its cost scale divides
+/// the rate but not the burst, so what is compared with scaled costs and debts is scaled too.
+#[inline(always)]
+pub(crate) unsafe fn read_entry(
+    cpu: *mut CpuState,
+    tracked: *const Tracked,
+    policy: *const PolicyEntry,
+    clocks: *mut UnitCache,
+) -> (u32, u32) {
+    // SAFETY: as `read_clocks`; `tracked` is a live map value.
+    unsafe {
+        let configured = (*tracked).window_eighths as u64 & 63;
+        let eighths = if configured == 0 { 8 } else { configured };
+        let read = read_clocks(cpu, policy, eighths, clocks);
+        let scale = (*tracked).cost_scale as u64;
+        if scale > ONE_TO_ONE {
+            let mut next = 0;
+            while next < every_unit() {
+                let clock = clocks.add(next);
+                next += 1;
+                (*clock).burst = scaled((*clock).burst, scale);
+                (*clock).cap = scaled((*clock).cap, scale);
+            }
+        }
+        read
     }
 }
 

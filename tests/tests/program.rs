@@ -1,7 +1,13 @@
 //! Tests that load the real kernel program and feed it frames by `BPF_PROG_TEST_RUN`. They need
 //! root and a BPF toolchain, and fail without.
 
+#[path = "program/frames.rs"]
+mod frames;
 #[path = "program/limiting.rs"]
 mod limiting;
 #[path = "program/loading.rs"]
 mod loading;
+#[path = "program/merge.rs"]
+mod merge;
+#[path = "program/prefixes.rs"]
+mod prefixes;

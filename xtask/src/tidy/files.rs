@@ -8,11 +8,31 @@ const LINES_WANTED: usize = 400;
 const LINES_BOUND: usize = 500;
 
 /// Files that may be longer, each with its bound and the reason.
-const LONG: [(&str, usize, &str); 5] = [
+const LONG: [(&str, usize, &str); 9] = [
     (
         "ratelimiter-common/tests/model/mod.rs",
         520,
         "an independent parser: one walk, readable against the standards from top to bottom",
+    ),
+    (
+        "ratelimiter-ebpf/src/tracked.rs",
+        520,
+        "one walk of the verifier through a tracked packet; a split costs stack frames",
+    ),
+    (
+        "ratelimiter-userspace/src/agent/core.rs",
+        720,
+        "grown past the bound before the first release; to be split by operation",
+    ),
+    (
+        "ratelimiter-userspace/src/agent/explain.rs",
+        540,
+        "grown past the bound before the first release; to be split by kind of source",
+    ),
+    (
+        "ratelimiter-userspace/src/agent/service.rs",
+        700,
+        "grown past the bound before the first release; to be split by operation",
     ),
     (
         "ratelimiter-userspace/src/cli/doctor/checks.rs",
@@ -25,14 +45,14 @@ const LONG: [(&str, usize, &str); 5] = [
         "the tests of that list, in its order",
     ),
     (
-        "ratelimiter-userspace/src/policy/plan.rs",
-        600,
-        "one comparison, table by table, in the order in which updates must be applied",
+        "ratelimiter-userspace/tests/cli.rs",
+        520,
+        "one table of command lines and what each answers",
     ),
     (
-        "ratelimiter-userspace/src/policy/validate.rs",
-        800,
-        "a list of rules with the sentence each one says, and their tests",
+        "tests/src/program.rs",
+        620,
+        "grown past the bound before the first release; to be split into loading and running",
     ),
 ];
 

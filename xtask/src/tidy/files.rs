@@ -5,29 +5,14 @@ use super::{Findings, Source, has_extension};
 const LINES_WANTED: usize = 400;
 
 /// Length a file must not exceed, unless it is in [`LONG`].
-const LINES_BOUND: usize = 500;
+const LINES_BOUND: usize = 550;
 
 /// Files that may be longer, each with its bound and the reason.
-const LONG: [(&str, usize, &str); 9] = [
-    (
-        "ratelimiter-common/tests/model/mod.rs",
-        520,
-        "an independent parser: one walk, readable against the standards from top to bottom",
-    ),
-    (
-        "ratelimiter-ebpf/src/tracked.rs",
-        520,
-        "one walk of the verifier through a tracked packet; a split costs stack frames",
-    ),
+const LONG: [(&str, usize, &str); 4] = [
     (
         "ratelimiter-userspace/src/agent/core.rs",
         720,
         "grown past the bound before the first release; to be split by operation",
-    ),
-    (
-        "ratelimiter-userspace/src/agent/explain.rs",
-        540,
-        "grown past the bound before the first release; to be split by kind of source",
     ),
     (
         "ratelimiter-userspace/src/agent/service.rs",
@@ -38,16 +23,6 @@ const LONG: [(&str, usize, &str); 9] = [
         "ratelimiter-userspace/src/cli/doctor/checks.rs",
         600,
         "a list of checks, each a few lines; splitting it hides what doctor looks at",
-    ),
-    (
-        "ratelimiter-userspace/src/cli/doctor/tests.rs",
-        600,
-        "the tests of that list, in its order",
-    ),
-    (
-        "ratelimiter-userspace/tests/cli.rs",
-        520,
-        "one table of command lines and what each answers",
     ),
     (
         "tests/src/program.rs",
@@ -111,7 +86,7 @@ mod tests {
     fn complains_about_a_long_file() {
         assert_eq!(findings("a.rs", &"\n".repeat(400)).warnings.len(), 0);
         assert_eq!(findings("a.rs", &"\n".repeat(401)).warnings.len(), 1);
-        assert_eq!(findings("a.rs", &"\n".repeat(501)).errors.len(), 1);
+        assert_eq!(findings("a.rs", &"\n".repeat(551)).errors.len(), 1);
     }
 
     #[test]

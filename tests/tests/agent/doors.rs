@@ -62,3 +62,27 @@ fn refuses_a_configuration_that_everybody_may_write() {
     assert_ne!(status, 0);
     assert!(said.contains("0666"), "{said}");
 }
+
+#[test]
+fn keeps_two_capabilities_in_effect_and_can_gain_none() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let mut agent = Setup::new()
+        .interface(EDGE)
+        .settings(SMALL)
+        .start(&edge.edge);
+    let path = format!("/proc/{}/status", agent.child().pid());
+    let status = std::fs::read_to_string(path).or_fail("read the process's status");
+    let field = |name: &str| {
+        status
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(str::trim)
+            .or_fail(name)
+    };
+    let (bpf, net_admin) = (1_u64 << 39, 1_u64 << 12);
+    assert_eq!(field("CapEff"), format!("{:016x}", bpf | net_admin));
+    assert_eq!(field("CapInh"), "0000000000000000");
+    assert_eq!(field("NoNewPrivs"), "1");
+    assert_eq!(edge.pings(3), 3);
+}

@@ -79,7 +79,13 @@ fn a_limit_set_over_http_drops_packets_and_a_raised_one_passes_them() {
 fn a_block_drops_and_an_allowed_address_inside_it_passes() {
     let _residue = Residue::watch();
     let edge = Edge::new();
-    let agent = enforcing(&edge);
+    // The only source there is would be more than half of the active ones.
+    let agent = Setup::new()
+        .interface(EDGE)
+        .enforce()
+        .settings(SMALL)
+        .settings("[safety]\nrisky_percent = 100")
+        .start(&edge.edge);
     agent
         .post(
             "/v1/blocklist",
@@ -150,4 +156,26 @@ fn a_trial_ends_in_the_kernel_although_the_agent_is_dead() {
     agent.restart();
     let found = agent.get("/v1/clients/alice/limit").expect(200).json();
     assert_eq!(found["rate_limit"], 600_000);
+}
+
+#[test]
+fn a_block_of_most_active_sources_waits_to_be_confirmed() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let agent = enforcing(&edge);
+    let listed = tests::process::holds_within(std::time::Duration::from_secs(10), || {
+        edge.pings(50);
+        let sources = agent.get("/v1/sources?q=192.0.2.2").expect(200).json();
+        sources["total"] == 1
+    });
+    assert!(listed, "{}", agent.get("/v1/sources").body);
+    let block = json!({"cidr": "192.0.2.2"});
+    let waits = agent.post("/v1/blocklist", &block).expect(202).json();
+    assert!(
+        waits["warnings"].to_string().contains("active sources"),
+        "{waits}"
+    );
+    assert_eq!(edge.pings(3), 0, "it is in force meanwhile");
+    agent.post("/v1/changes:rollback", &json!({})).expect(200);
+    assert_eq!(edge.pings(3), 3);
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use ratelimiter_common::abi::policy::{PrefixValue, action};
 
 use super::state::{Shared, Trial, View, covering};
-use super::tag::tag_of;
+use super::tag::{shown_tag, tag_of};
 use crate::admin::edit::{object, restored};
 use crate::admin::error::FieldError;
 use crate::admin::views::{Changed, Difference, EventKind};
@@ -529,10 +529,14 @@ impl Core {
         let Some(condition) = condition else {
             return Ok(());
         };
-        let found = tag_of(&object(&self.stored, path));
+        let found = shown_tag(&self.stored, &self.document, path);
         let (holds, expected) = match condition {
             IfMatch::Exists => (found.is_some(), "any".to_owned()),
-            IfMatch::Absent => (found.is_none(), "none".to_owned()),
+            // What only the file or a default has may be created.
+            IfMatch::Absent => (
+                tag_of(&object(&self.stored, path)).is_none(),
+                "none".to_owned(),
+            ),
             IfMatch::Tags(tags) => (
                 found.as_ref().is_some_and(|found| tags.contains(found)),
                 tags.join(", "),

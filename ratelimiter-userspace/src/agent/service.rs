@@ -12,8 +12,7 @@ use super::core::{plane_error, store_error};
 use super::explain;
 use super::reload::Reloader;
 use super::state::{Shared, View, shown};
-use super::tag::tag_of;
-use crate::admin::edit::object;
+use super::tag::shown_tag;
 use crate::admin::views::{
     AttachRequest, ChangeView, Changed, ClientView, CountView, CrowdView, DefinedIn, Event,
     EventKind, Explanation, InterfaceView, LimitRow, ListEntryView, Owner, Page, PageQuery,
@@ -68,11 +67,8 @@ fn not_found(what: &'static str, name: &str) -> AdminError {
     }
 }
 
-/// The tag of what the store has at `path`; of what the file has where the store has nothing.
 fn tag(view: &View, path: &str) -> String {
-    tag_of(&object(&view.stored, path))
-        .or_else(|| tag_of(&object(&view.document, path)))
-        .unwrap_or_default()
+    shown_tag(&view.stored, &view.document, path).unwrap_or_default()
 }
 
 fn row(view: &View, owner: Owner, owner_name: &str, effective: &Effective<'_>) -> LimitRow {

@@ -90,6 +90,24 @@ async fn a_tag_guards_against_lost_updates() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_default_segment_can_be_changed_under_the_tag_it_was_read_with() {
+    let agent = start(settings()).await;
+    let path = "/v1/segments/default";
+    let tag = agent.get(path).await.header("etag").to_owned();
+    let json = ("content-type", "application/json");
+    let body = r#"{"weight":2}"#;
+    let changed = agent
+        .send(Method::PUT, path, &[json, ("if-match", &tag)], body)
+        .await;
+    assert_eq!(changed.status, StatusCode::OK);
+    agent
+        .send(Method::PUT, path, &[json, ("if-match", &tag)], body)
+        .await
+        .problem(412);
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn every_error_is_a_problem_that_names_thing_value_and_bound() {
     let agent = start(settings()).await;
     let put = async |body: &str| agent.put("/v1/clients/a/limit", body).await;

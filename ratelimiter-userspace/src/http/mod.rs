@@ -44,6 +44,8 @@ use stats::HttpStats;
 pub use listen::Listener;
 pub use server::{Limits, serve};
 
+/// How many times larger the whole document may be than any other body.
+const DOCUMENT_BODIES: usize = 64;
 /// How long a client may take to send a body, in seconds.
 const BODY_TIMEOUT_S: u64 = 10;
 
@@ -182,18 +184,22 @@ impl Api {
         } else if !is_json(headers) {
             return Err(Problem::unsupported_media_type(headers));
         }
+        let limit_bytes = match route.takes {
+            Takes::Json("Document") => self.max_body_bytes.saturating_mul(DOCUMENT_BODIES),
+            _ => self.max_body_bytes,
+        };
         let declared = headers
             .get(header::CONTENT_LENGTH)
             .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if declared.is_some_and(|bytes| bytes > self.max_body_bytes as u64) {
-            return Err(Problem::body_too_large(declared, self.max_body_bytes));
+        if declared.is_some_and(|bytes| bytes > limit_bytes as u64) {
+            return Err(Problem::body_too_large(declared, limit_bytes));
         }
-        let read = Limited::new(body, self.max_body_bytes).collect();
+        let read = Limited::new(body, limit_bytes).collect();
         let limit = std::time::Duration::from_secs(BODY_TIMEOUT_S);
         match tokio::time::timeout(limit, read).await {
             Ok(Ok(bytes)) => Ok(bytes.to_bytes()),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                Err(Problem::body_too_large(None, self.max_body_bytes))
+                Err(Problem::body_too_large(None, limit_bytes))
             }
             Ok(Err(_)) => Err(Problem::bad_request("the body broke off")),
             Err(_) => Err(Problem::timeout(BODY_TIMEOUT_S)),

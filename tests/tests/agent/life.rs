@@ -138,3 +138,27 @@ fn refuses_to_start_with_a_sentence() {
     assert_eq!(edge.running(), None);
     assert_eq!(edge.pings(3), 3);
 }
+
+#[test]
+fn a_reboot_refills_no_bucket_of_a_client() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let mut agent = enforcing(&edge);
+    agent.put("/v1/clients/alice", &client(6, 20)).expect(201);
+    let passed = edge.pings(60);
+    assert!((19..=22).contains(&passed), "{passed}");
+    assert_eq!(agent.terminate(), 0);
+    // What a reboot leaves: a state directory, and nothing in the kernel.
+    let root = ratelimiter_userspace::dataplane::DEFAULT_ROOT;
+    let removed = edge
+        .edge
+        .run(|| ratelimiter_userspace::dataplane::detach_all(root.as_ref()));
+    assert!(removed.is_ok(), "{removed:?}");
+    assert_eq!(edge.running(), None);
+    assert_eq!(edge.pings(3), 3);
+    agent.restart();
+    let status = agent.get("/v1/status").expect(200).json();
+    assert_eq!(status["adopted"], false);
+    let passed = edge.pings(30);
+    assert!(passed <= 2, "{passed} passed a bucket that was empty");
+}

@@ -179,3 +179,47 @@ fn a_block_of_most_active_sources_waits_to_be_confirmed() {
     agent.post("/v1/changes:rollback", &json!({})).expect(200);
     assert_eq!(edge.pings(3), 3);
 }
+
+#[test]
+fn the_crowd_is_limited_explained_and_forgiven_in_both_families() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let agent = enforcing(&edge);
+    let segment = json!({"limits": {"packets": limit(6, 20)}});
+    agent.put("/v1/segments/default", &segment).expect(201);
+    tests::process::rest(std::time::Duration::from_millis(100));
+    let passed = edge.pings(60);
+    assert!(passed <= 21, "{passed} of a burst of 20 passed");
+    let out = edge
+        .client
+        .try_sh("ping -6 -c 60 -i 0.002 -W 1 -q 2001:db8::1")
+        .1;
+    assert!(
+        out.contains("% packet loss") && !out.contains(" 0% packet loss"),
+        "{out}"
+    );
+    for source in ["192.0.2.2", "2001:db8::2"] {
+        let why = agent
+            .get(&format!("/v1/explain?ip={source}"))
+            .expect(200)
+            .json();
+        assert_eq!(
+            (&why["verdict"], &why["tracked"]),
+            (&json!("drop"), &json!(false)),
+            "{why}"
+        );
+        assert_eq!(why["rule"]["kind"], "default");
+        let reset = agent
+            .delete(&format!("/v1/sources/{source}"))
+            .expect(200)
+            .json();
+        assert_eq!(reset["buckets"], 1, "{reset}");
+        let why = agent
+            .get(&format!("/v1/explain?ip={source}"))
+            .expect(200)
+            .json();
+        assert_eq!(why["verdict"], "pass", "{why}");
+        let tokens = why["units"][0]["tokens"].as_f64().unwrap();
+        assert!((19.0..=20.0).contains(&tokens), "{tokens}");
+    }
+}

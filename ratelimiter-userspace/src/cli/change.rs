@@ -11,7 +11,7 @@ use super::limit_text::limit_text;
 use super::output::{OutputArgs, Style, Tint, clean, show_relative, show_seconds};
 use crate::admin::TRY_BOUNDS;
 use crate::admin::views::{Changed, Difference, DryRun, Pending};
-use crate::policy::model::{LimitSpec, ListEntry};
+use crate::policy::model::LimitSpec;
 use crate::policy::units::parse_duration_ns;
 
 /// Most objects of a dry run shown one by one.
@@ -229,6 +229,11 @@ fn fields(object: &serde_json::Value) -> diff::Fields {
                     fields.insert(format!("limits.{limit}"), spec_text);
                 }
             }
+            // Who set an entry is no part of what it does.
+            ("by", _) => {}
+            ("expires_unix_ms", _) => {
+                fields.insert("ends".to_owned(), "by itself".to_owned());
+            }
             (_, serde_json::Value::Array(items)) => {
                 let items: Vec<String> = items.iter().map(plain).collect();
                 fields.insert(name.clone(), items.join(", "));
@@ -245,13 +250,6 @@ fn plain(value: &serde_json::Value) -> String {
     value
         .as_str()
         .map_or_else(|| value.to_string(), str::to_owned)
-}
-
-/// An entry's end for people.
-pub fn expiry_text(entry: &ListEntry, now_unix_ms: u64) -> String {
-    entry
-        .expires_unix_ms
-        .map_or_else(|| "never".to_owned(), |at| show_relative(at, now_unix_ms))
 }
 
 #[cfg(test)]

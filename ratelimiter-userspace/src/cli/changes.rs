@@ -82,9 +82,7 @@ pub async fn confirm(args: ConfirmArgs) -> Outcome {
     match end(&client, "/v1/changes:confirm", args.change).await {
         Ok(changed) if changed.is_empty() => Err(too_late(&client, args.change, None).await),
         Ok(changed) => {
-            args.output.show(&changed, |changed, style| {
-                change::render_all(changed, style)
-            })?;
+            args.output.show(&changed, |changed, _| kept(changed))?;
             Ok(Exit::Ok)
         }
         Err(failure) if failure.exit == Exit::Failed => {
@@ -112,6 +110,19 @@ async fn end(client: &Client, path: &str, revision: Option<u64>) -> Result<Vec<C
     let call = Call::new(Method::POST, path)
         .query_opt("revision", revision.map(|revision| revision.to_string()));
     client.send(call).await?.json()
+}
+
+fn kept(changed: &[Changed]) -> String {
+    changed
+        .iter()
+        .map(|changed| {
+            format!(
+                "kept: `{}` stays as it is now (revision {})\n",
+                clean(&changed.path),
+                changed.revision
+            )
+        })
+        .collect()
 }
 
 /// Why there was nothing to confirm: taken back already (exit code 6), or never on trial.
@@ -221,6 +232,19 @@ REVISION     WHEN  BY      WHAT               STATE
        9  1 s ago  local   set clients/alice  on trial, takes itself back in 1 min
        8  2 s ago  config  set document
 "
+        );
+    }
+
+    #[test]
+    fn says_what_was_kept() {
+        let changed = Changed {
+            revision: 3,
+            path: "allow/192.0.2.1/32".to_owned(),
+            ..Changed::default()
+        };
+        assert_eq!(
+            kept(&[changed]),
+            "kept: `allow/192.0.2.1/32` stays as it is now (revision 3)\n"
         );
     }
 

@@ -12,7 +12,7 @@ use super::limits::limits_table;
 use super::lists::{origin, parse_prefix};
 use super::output::{Facts, OutputArgs, Style, Table, Tint};
 use super::pages;
-use crate::admin::views::{ClientView, Page};
+use crate::admin::views::{ClientView, DefinedIn, Page};
 use crate::policy::model::{self, DEFAULT_SEGMENT, Mode};
 
 /// What to do with clients.
@@ -151,6 +151,7 @@ async fn set(args: SetArgs) -> Outcome {
     } else {
         current::<ClientView>(&client, &path).await?
     };
+    let tag = tag.filter(|_| is_stored(before.as_ref().map(|view| view.defined_in)));
     let after = merged(before.map(|view| view.client).unwrap_or_default(), &args);
     let call = Call::new(Method::PUT, path).if_match(tag).json(&after)?;
     change::make(&client, call, &args.change, &args.output).await
@@ -168,6 +169,11 @@ pub async fn current<T: serde::de::DeserializeOwned>(
     }
     let answer = client.accept(answer)?;
     Ok((Some(answer.json()?), answer.etag()))
+}
+
+/// Whether an object's tag is that of something stored: a default of the product has none to match.
+pub fn is_stored(defined_in: Option<DefinedIn>) -> bool {
+    defined_in != Some(DefinedIn::Default)
 }
 
 /// The client with what the flags name put in.

@@ -210,6 +210,11 @@ pub fn client_fields(client: &Client) -> Fields {
 fn entry_fields(entry: &ListEntry) -> Fields {
     let mut fields = Fields::new();
     add(&mut fields, "reason", entry.reason.as_ref());
+    add(
+        &mut fields,
+        "ends",
+        entry.expires_unix_ms.map(|_| "by itself"),
+    );
     fields
 }
 
@@ -343,5 +348,14 @@ mod tests {
         let steps = diff(&current, &Document::default(), true);
         assert_eq!(steps.len(), 1);
         assert_eq!(steps[0].name, "203.0.113.2/32");
+
+        let mut desired = current.clone();
+        desired
+            .block
+            .insert("203.0.113.1/32".parse().unwrap(), entry(None));
+        assert_eq!(
+            render(&diff(&current, &desired, true), Style::PLAIN),
+            "~ block 203.0.113.1/32\n    ends: by itself -> not set\n"
+        );
     }
 }

@@ -8,7 +8,7 @@ use http::Method;
 
 use super::change::{self, ChangeArgs};
 use super::client::{Call, Client, ConnectionArgs};
-use super::clients::current;
+use super::clients::{current, is_stored};
 use super::exit::{Exit, Failure, Outcome};
 use super::limit_text::{
     algorithm_word, mode_word, parse_algorithm, parse_burst, parse_mode, parse_unit, rate_text,
@@ -284,12 +284,12 @@ async fn edit_segment(
 ) -> Result<Call, Failure> {
     let path = segments::path(name);
     let (before, tag) = current::<SegmentView>(client, &path).await?;
-    let mut segment = before
-        .ok_or_else(|| {
-            Failure::new(format!("there is no segment `{name}`"))
-                .with_help(format!("`ratelimiter segments set {name}` makes one"))
-        })?
-        .segment;
+    let view = before.ok_or_else(|| {
+        Failure::new(format!("there is no segment `{name}`"))
+            .with_help(format!("`ratelimiter segments set {name}` makes one"))
+    })?;
+    let tag = tag.filter(|_| is_stored(Some(view.defined_in)));
+    let mut segment = view.segment;
     edit(&mut segment.limits)?;
     Call::new(Method::PUT, path).if_match(tag).json(&segment)
 }

@@ -324,12 +324,15 @@ pub fn show_seconds(seconds: f64) -> String {
     }
 }
 
-/// A point in time for people, relative to now: `in 12 s`, `3 min ago`.
+/// A point in time for people, relative to now, in whole seconds: `in 12 s`, `3 min ago`.
 pub fn show_relative(unix_ms: u64, now_unix_ms: u64) -> String {
-    if unix_ms > now_unix_ms {
-        format!("in {}", show_seconds((unix_ms - now_unix_ms) as f64 / 1e3))
+    let seconds = (unix_ms.abs_diff(now_unix_ms) as f64 / 1e3).round();
+    if seconds < 1.0 {
+        "now".to_owned()
+    } else if unix_ms > now_unix_ms {
+        format!("in {}", show_seconds(seconds))
     } else {
-        format!("{} ago", show_seconds((now_unix_ms - unix_ms) as f64 / 1e3))
+        format!("{} ago", show_seconds(seconds))
     }
 }
 
@@ -420,5 +423,7 @@ mod tests {
         }
         assert_eq!(show_relative(15_000, 3_000), "in 12 s");
         assert_eq!(show_relative(3_000, 15_000), "12 s ago");
+        assert_eq!(show_relative(3_000, 3_400), "now");
+        assert_eq!(show_relative(3_000, 4_588), "2 s ago");
     }
 }

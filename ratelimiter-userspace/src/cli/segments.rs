@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::change::{self, ChangeArgs};
 use super::client::{Call, ConnectionArgs, segment};
-use super::clients::{current, sources_text};
+use super::clients::{current, is_stored, sources_text};
 use super::exit::{Exit, Outcome};
 use super::limit_text::{LIMIT_HELP, NamedLimit, limit_text, mode_word, parse_limit, parse_mode};
 use super::lists::{origin, parse_prefix};
@@ -142,6 +142,7 @@ async fn set(args: SetArgs) -> Outcome {
     } else {
         current::<SegmentView>(&client, &path).await?
     };
+    let tag = tag.filter(|_| is_stored(before.as_ref().map(|view| view.defined_in)));
     let after = merged(before.map(|view| view.segment).unwrap_or_default(), &args);
     let call = Call::new(Method::PUT, path).if_match(tag).json(&after)?;
     change::make(&client, call, &args.change, &args.output).await

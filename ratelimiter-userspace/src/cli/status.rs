@@ -6,7 +6,7 @@ use super::change::pending_text;
 use super::client::ConnectionArgs;
 use super::exit::{Exit, Outcome};
 use super::output::{Cell, Facts, OutputArgs, Style, Table, Tint, clean, show_bytes, show_seconds};
-use crate::admin::views::Status;
+use crate::admin::views::{Status, StoreView};
 use crate::config::AttachMode;
 use crate::policy::model::Mode;
 
@@ -44,7 +44,7 @@ fn render(status: &Status, style: Style, now_unix_ms: u64) -> String {
             "version {}, pid {}, up {}",
             status.version,
             status.pid,
-            show_seconds(status.uptime_s)
+            show_seconds(status.uptime_s.round())
         ),
     );
     if status.ready {
@@ -79,10 +79,7 @@ fn render(status: &Status, style: Style, now_unix_ms: u64) -> String {
             .as_deref()
             .unwrap_or("no file: defaults and flags"),
     );
-    facts.add(
-        "store",
-        format!("{} ({})", status.store.kind, status.store.location),
-    );
+    facts.add("store", store_text(&status.store));
     facts.add(
         "kernel",
         format!(
@@ -148,6 +145,15 @@ fn render(status: &Status, style: Style, now_unix_ms: u64) -> String {
     text.push('\n');
     text.push_str(&crowd(status, style));
     text
+}
+
+/// The store and where it keeps things; some say their kind there already.
+fn store_text(store: &StoreView) -> String {
+    if store.location.starts_with(&store.kind) {
+        store.location.clone()
+    } else {
+        format!("{} ({})", store.kind, store.location)
+    }
 }
 
 /// `1 client`, `3 clients`, `2 prefixes`.
@@ -239,7 +245,7 @@ fn crowd(status: &Status, style: Style) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::views::{CountView, CrowdView, InterfaceView, StoreView, TableView};
+    use crate::admin::views::{CountView, CrowdView, InterfaceView, TableView};
 
     fn status() -> Status {
         Status {

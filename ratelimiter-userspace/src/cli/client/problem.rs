@@ -11,6 +11,8 @@ use crate::cli::output::clean;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Problem {
+    #[serde(rename = "type")]
+    kind: Option<String>,
     title: Option<String>,
     detail: Option<String>,
     errors: Vec<FieldError>,
@@ -41,6 +43,11 @@ pub(super) fn failure(target: &Target, answer: &Answer) -> Failure {
             .with_exit(exit)
             .with_help("the answer is not one of a ratelimiter agent; is this its admin address?");
     };
+    // The last part of `type` tells "not now" from "not on this machine".
+    let is_unavailable = problem
+        .kind
+        .as_deref()
+        .is_some_and(|kind| kind.ends_with("unavailable"));
     let mut message = problem
         .detail
         .or(problem.title)
@@ -62,9 +69,8 @@ pub(super) fn failure(target: &Target, answer: &Answer) -> Failure {
         StatusCode::PRECONDITION_FAILED => {
             failure.with_help("somebody changed it in between; look at it again and repeat")
         }
-        StatusCode::SERVICE_UNAVAILABLE => {
-            failure.with_help("`ratelimiter status` shows what the agent lacks")
-        }
+        _ if is_unavailable => failure
+            .with_help("the agent starts, stops, or lacks something: `ratelimiter status` tells"),
         _ => failure,
     }
 }

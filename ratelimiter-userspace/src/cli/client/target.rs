@@ -162,7 +162,9 @@ pub(super) fn socket_failure(path: &Path, error: &io::Error) -> Failure {
         io::ErrorKind::ConnectionRefused => (
             Exit::Unreachable,
             format!("agent unreachable: nobody listens at `{shown}`"),
-            format!("the agent has ended; the last policy stays in force in the kernel. {start}"),
+            format!(
+                "the agent has ended and the last policy stays in force in the kernel; {start}"
+            ),
         ),
         io::ErrorKind::PermissionDenied => (
             Exit::Permission,

@@ -131,11 +131,7 @@ async fn maps_statuses_to_exit_codes() {
         ("412 Precondition Failed", Exit::Failed, Some("in between")),
         ("400 Bad Request", Exit::Usage, None),
         ("500 Internal Server Error", Exit::Failed, None),
-        (
-            "503 Service Unavailable",
-            Exit::Failed,
-            Some("ratelimiter status"),
-        ),
+        ("503 Service Unavailable", Exit::Failed, None),
     ] {
         let failure = refused(status, problem).await;
         assert_eq!(failure.exit, exit, "{status}");
@@ -145,6 +141,17 @@ async fn maps_statuses_to_exit_codes() {
             None => assert_eq!(failure.help, None, "{status}"),
         }
     }
+}
+
+#[tokio::test]
+async fn points_to_status_when_the_agent_cannot_just_now() {
+    let failure = refused(
+        "503 Service Unavailable",
+        r#"{"type":"urn:problem:unavailable","title":"no","detail":"the agent is stopping"}"#,
+    )
+    .await;
+    assert_eq!(failure.message, "the agent is stopping");
+    assert!(failure.help.unwrap().contains("`ratelimiter status` tells"));
 }
 
 #[tokio::test]

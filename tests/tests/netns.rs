@@ -8,8 +8,12 @@ mod edge;
 mod attaching;
 #[path = "netns/gone.rs"]
 mod gone;
+#[path = "netns/limiting.rs"]
+mod limiting;
 #[path = "netns/meddling.rs"]
 mod meddling;
+#[path = "netns/privilege.rs"]
+mod privilege;
 #[path = "netns/shapes.rs"]
 mod shapes;
 #[path = "netns/volume.rs"]

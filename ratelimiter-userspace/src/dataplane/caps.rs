@@ -6,8 +6,14 @@ use caps::{CapSet, Capability};
 
 use super::Error;
 
-/// What the data plane needs: CAP_BPF for maps and programs, CAP_NET_ADMIN for XDP.
-pub const NEEDED: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+/// What the data plane needs: CAP_BPF for maps and programs, CAP_NET_ADMIN for XDP, CAP_PERFMON for
+/// pointer arithmetic: without it the verifier (6.18, `sanitize_ptr_alu`) refuses packet lengths and
+/// loops over pointers as possible Spectre gadgets.
+pub const NEEDED: [Capability; 3] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+];
 
 /// Returns the capabilities of [`NEEDED`] that this thread lacks, by name.
 pub fn missing() -> Vec<String> {
@@ -20,13 +26,6 @@ pub fn missing() -> Vec<String> {
         })
         .map(|capability| capability.to_string())
         .collect()
-}
-
-/// Whether the verifier lets this thread's programs subtract packet pointers.
-pub(super) fn may_subtract_pointers() -> bool {
-    [Capability::CAP_PERFMON, Capability::CAP_SYS_ADMIN]
-        .into_iter()
-        .any(|capability| caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false))
 }
 
 /// A refusal for want of a right.

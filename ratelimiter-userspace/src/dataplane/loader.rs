@@ -127,19 +127,13 @@ fn expected(
         .collect()
 }
 
-/// A loader with the sizes set, and with the program's way to a frame's length: the difference of
-/// two packet pointers is free and needs CAP_PERFMON, a helper call needs nothing.
+/// A loader with the sizes set.
 fn loader<'a>(sizes: &BTreeMap<&'static str, u32>) -> EbpfLoader<'a> {
     let mut loader = EbpfLoader::new();
     for (&name, &entries) in sizes {
         loader.map_max_entries(name, entries);
     }
-    if caps::may_subtract_pointers() {
-        loader
-    } else {
-        loader.override_global(HELPER_LENGTH, &1_u8, false);
-        loader
-    }
+    loader
 }
 
 fn fresh(
@@ -361,8 +355,6 @@ fn missing(error: &(dyn std::error::Error + 'static)) -> Option<std::io::Error> 
     None
 }
 
-/// Switch of the program: take a frame's length from `bpf_xdp_get_buff_len`.
-const HELPER_LENGTH: &str = "HELPER_LENGTH";
 /// Most bytes kept of the verifier's log: its end says why.
 const LOG_TAIL_BYTES: usize = 2_000;
 

@@ -1,0 +1,138 @@
+//! R45 at the data plane: everything works for a non-root user with three capabilities and a bpffs
+//! directory of its own, and nothing works for anybody else.
+
+use std::os::unix::fs::PermissionsExt as _;
+
+use caps::{CapSet, Capability, CapsHashSet};
+use ratelimiter_common::abi::merge::{MergeOp, op, result};
+use ratelimiter_userspace::clock;
+use ratelimiter_userspace::dataplane::caps::NEEDED;
+use ratelimiter_userspace::dataplane::{
+    DEFAULT_ROOT, DataPlane, Error, ErrorKind, XdpDataPlane, detach_all,
+};
+use ratelimiter_userspace::policy::plan::Update;
+use tests::OrFail as _;
+use tests::residue::Residue;
+
+use crate::edge::{EDGE, Edge, native, small};
+
+const NOBODY: u32 = 65_534;
+
+/// Makes the calling thread (and those it starts) uid 65534 with these capabilities and no others.
+fn become_nobody(capabilities: &[Capability]) {
+    let keep = CapsHashSet::from_iter(capabilities.iter().copied());
+    // SAFETY: system calls without memory. Raw, because glibc's `setresuid` changes every thread of
+    // the process.
+    unsafe {
+        assert_eq!(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), 0);
+        assert_eq!(libc::syscall(libc::SYS_setgroups, 0, 0), 0);
+        assert_eq!(
+            libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY),
+            0
+        );
+        assert_eq!(
+            libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY),
+            0
+        );
+    }
+    caps::set(None, CapSet::Effective, &keep).or_fail("set effective capabilities");
+    caps::set(None, CapSet::Permitted, &keep).or_fail("set permitted capabilities");
+}
+
+/// Gives uid 65534 a pin directory, as a service manager would.
+fn own_directory(edge: &Edge) {
+    // aya asks the kernel once per process what it can; here, threads differ in what they may ask.
+    println!("{:?}", aya::features());
+    edge.edge.run(|| {
+        std::fs::set_permissions("/sys/fs/bpf", std::fs::Permissions::from_mode(0o711))
+            .or_fail("let others pass");
+        std::fs::create_dir(DEFAULT_ROOT).or_fail("make the pin directory");
+        std::os::unix::fs::chown(DEFAULT_ROOT, Some(NOBODY), Some(NOBODY)).or_fail("chown");
+        std::fs::set_permissions(DEFAULT_ROOT, std::fs::Permissions::from_mode(0o700))
+            .or_fail("chmod");
+    });
+}
+
+#[test]
+fn three_capabilities_are_enough() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    own_directory(&edge);
+    for round in 0..2 {
+        edge.edge.run(|| {
+            become_nobody(&NEEDED);
+            let plane = XdpDataPlane::open(&small()).or_fail("open");
+            assert_eq!(plane.health().adopted, round == 1);
+            plane.attach(EDGE, native()).or_fail("attach");
+            plane
+                .apply(&[
+                    Update::Flags(1),
+                    Update::Track(vec![(7, 1)]),
+                    Update::BumpGeneration,
+                ])
+                .or_fail("apply");
+            let mut ops = [MergeOp {
+                op: op::READ,
+                key: 7,
+                family: 4,
+                ..MergeOp::default()
+            }];
+            plane.merge(&mut ops).or_fail("merge");
+            assert_ne!(ops[0].result, result::PENDING);
+            plane.stats().or_fail("stats");
+            plane.installed().or_fail("installed");
+            plane.figures(clock::monotonic_ns()).or_fail("figures");
+            plane.drain_samples(&mut |_| ()).or_fail("samples");
+            plane.verify();
+            assert!(plane.health().ok, "{:?}", plane.health());
+        });
+    }
+    assert!(edge.running().is_some());
+    // Another user of the machine sees and changes nothing.
+    edge.edge.run(|| {
+        // SAFETY: system calls without memory, on this thread only.
+        unsafe {
+            assert_eq!(libc::syscall(libc::SYS_setresuid, 1_000, 1_000, 1_000), 0);
+        }
+        let denied = std::fs::read_dir(DEFAULT_ROOT)
+            .map(|_| ())
+            .map_err(|error| error.kind());
+        assert_eq!(denied, Err(std::io::ErrorKind::PermissionDenied));
+    });
+    edge.edge.run(|| {
+        become_nobody(&NEEDED);
+        let removed = detach_all(DEFAULT_ROOT.as_ref()).or_fail("detach all");
+        assert_eq!(removed.interfaces, [EDGE]);
+    });
+    assert_eq!(edge.running(), None);
+    assert!(edge.pins().is_empty());
+}
+
+#[test]
+fn says_which_capability_is_missing() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    own_directory(&edge);
+    for lacking in NEEDED {
+        let missing = lacking.to_string();
+        let has: Vec<Capability> = NEEDED.into_iter().filter(|&c| c != lacking).collect();
+        let error: Error = edge.edge.run(|| {
+            become_nobody(&has);
+            match XdpDataPlane::open(&small()) {
+                Err(error) => error,
+                Ok(plane) => match plane.attach(EDGE, native()) {
+                    Err(error) => error,
+                    Ok(()) => panic!("attached without {missing}"),
+                },
+            }
+        });
+        assert_eq!(error.kind(), ErrorKind::Permission, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.starts_with(&format!("missing {missing}: run with ")),
+            "{text}"
+        );
+        assert_eq!(edge.running(), None);
+    }
+}

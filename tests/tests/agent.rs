@@ -11,3 +11,5 @@ mod doors;
 mod life;
 #[path = "agent/limits.rs"]
 mod limits;
+#[path = "agent/survival.rs"]
+mod survival;

@@ -216,9 +216,9 @@ fn memlock(release: &str, limit: Option<u64>) -> Finding {
 }
 
 fn capabilities(missing: &[String], agent_runs: bool) -> Finding {
-    let bound = "CAP_BPF and CAP_NET_ADMIN";
+    let bound = "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON";
     if missing.is_empty() {
-        return Finding::ok("capabilities", "capabilities", "both present", bound);
+        return Finding::ok("capabilities", "capabilities", "all present", bound);
     }
     let finding = Finding::ok(
         "capabilities",
@@ -234,7 +234,7 @@ fn capabilities(missing: &[String], agent_runs: bool) -> Finding {
     } else {
         finding.bad(
             Level::Failed,
-            "run as root, by the systemd unit, or after `setcap cap_bpf,cap_net_admin+ep` on the binary",
+            "run as root, by the systemd unit, or after `setcap cap_bpf,cap_net_admin,cap_perfmon+ep` on the binary",
         )
     }
 }

@@ -1,15 +1,199 @@
-//! Programs the kernel benchmark compares the limiter with.
+//! Programs for the kernel benchmark: the limiter behind a source generator, and what it is
+//! compared with. Never attached, in no agent.
+//!
+//! A test run repeats one frame, so the source must vary inside the kernel: the generator rewrites
+//! it from a counter in the frame's own payload.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+#![allow(dead_code)]
+
+mod arrival;
+mod atomic;
+mod bucket;
+mod clock;
+mod counters;
+mod crowd4;
+mod crowd6;
+mod events;
+mod first_seen;
+mod limit;
+mod maps;
+mod outcome;
+mod packet;
+mod policy;
+mod tracked;
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::macros::xdp;
+use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
+use ratelimiter_common::crowd::debt;
+use ratelimiter_common::parse::{Kind, parse};
+use ratelimiter_common::verdict::Verdict;
+
+use arrival::ONE;
+use maps::CPU;
+use packet::Frame;
+
+/// The rival: one TAT by address.
+#[btf_map]
+static RIVAL: LruHashMap<u64, u64, 1024> = LruHashMap::new();
+
+/// What the generator keeps in the payload, behind Ethernet, IP and UDP.
+#[repr(C, packed)]
+struct Generator {
+    /// Packets so far.
+    counter: u64,
+    /// Bits of the source that vary; all ones for a new source each time, else at random among them.
+    mask: u32,
+    /// The others.
+    base: u32,
+}
+
+/// Where the generator begins: 14 + 20 + 8 and 14 + 40 + 8.
+const V4_AT: usize = 42;
+const V6_AT: usize = 62;
+
+/// Returns the next source.
+#[inline(always)]
+unsafe fn next(ctx: &XdpContext, at: usize) -> Option<u32> {
+    let generator = ctx.data() + at;
+    if generator + size_of::<Generator>() > ctx.data_end() {
+        return None;
+    }
+    let generator = generator as *mut Generator;
+    // SAFETY: compared with the end above.
+    unsafe {
+        let counter = (*generator).counter;
+        (*generator).counter = counter + 1;
+        let mask = (*generator).mask;
+        let varied = if mask == u32::MAX {
+            counter as u32
+        } else {
+            (counter.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 36) as u32 & mask
+        };
+        Some((*generator).base.wrapping_add(varied))
+    }
+}
+
+#[inline(always)]
+fn generate4(ctx: &XdpContext) -> bool {
+    // SAFETY: `next` compares with the end, which lies behind the source address.
+    unsafe {
+        let Some(source) = next(ctx, V4_AT) else {
+            return false;
+        };
+        ((ctx.data() + 26) as *mut u32).write_unaligned(source.to_be());
+    }
+    true
+}
+
+#[inline(always)]
+fn generate6(ctx: &XdpContext) -> bool {
+    // SAFETY: as `generate4`.
+    unsafe {
+        let Some(source) = next(ctx, V6_AT) else {
+            return false;
+        };
+        ((ctx.data() + 26) as *mut u32).write_unaligned(source.to_be());
+    }
+    true
+}
 
 /// Drops everything: what a packet costs at least.
 #[xdp]
 fn empty(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_DROP
+}
+
+/// The generator alone.
+#[xdp]
+fn generator(ctx: XdpContext) -> u32 {
+    if generate4(&ctx) {
+        xdp_action::XDP_DROP
+    } else {
+        xdp_action::XDP_ABORTED
+    }
+}
+
+/// Generator and parser.
+#[xdp]
+fn parser(ctx: XdpContext) -> u32 {
+    if !generate4(&ctx) {
+        return xdp_action::XDP_ABORTED;
+    }
+    let packet = parse(&Frame::of(&ctx));
+    if matches!(packet.kind(), Kind::V4) && packet.low != 0 {
+        xdp_action::XDP_DROP
+    } else {
+        xdp_action::XDP_ABORTED
+    }
+}
+
+#[inline(always)]
+fn limited(ctx: &XdpContext) -> u32 {
+    match limit::limit(ctx) {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        Verdict::Drop => xdp_action::XDP_DROP,
+    }
+}
+
+/// The limiter, IPv4 sources.
+#[xdp]
+fn limiter4(ctx: XdpContext) -> u32 {
+    if !generate4(&ctx) {
+        return xdp_action::XDP_ABORTED;
+    }
+    limited(&ctx)
+}
+
+/// The limiter, IPv6 sources.
+#[xdp]
+fn limiter6(ctx: XdpContext) -> u32 {
+    if !generate6(&ctx) {
+        return xdp_action::XDP_ABORTED;
+    }
+    limited(&ctx)
+}
+
+/// What most limiters are: GCRA in an LRU hash, with our parser and our clock. The quota is that of
+/// zone 0.
+#[xdp]
+fn rival(ctx: XdpContext) -> u32 {
+    if !generate4(&ctx) {
+        return xdp_action::XDP_ABORTED;
+    }
+    let Some(cpu) = CPU.get_ptr_mut(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: map values live while the program runs.
+    unsafe {
+        clock::tick(cpu);
+        let packet = parse(&Frame::of(&ctx));
+        if !matches!(packet.kind(), Kind::V4) {
+            return xdp_action::XDP_ABORTED;
+        }
+        let cache = policy::zone_cache(cpu, 0);
+        let unit =
+            (&raw const (*cache).unit).cast::<ratelimiter_common::abi::counters::UnitCache>();
+        let (now, burst, cap) = ((*unit).now, (*unit).burst, (*unit).cap);
+        let Some(word) = RIVAL.get_ptr_mut(packet.low) else {
+            let first = now.wrapping_add(ONE);
+            let _ = RIVAL.insert(packet.low, first, 0);
+            return xdp_action::XDP_PASS;
+        };
+        let tat = atomic::load(word);
+        let after = debt(tat, now, cap, u64::MAX) + ONE;
+        if after > burst {
+            return xdp_action::XDP_DROP;
+        }
+        if atomic::swap_if(word, tat, now.wrapping_add(after)) {
+            xdp_action::XDP_PASS
+        } else {
+            xdp_action::XDP_DROP
+        }
+    }
 }
 
 #[panic_handler]

@@ -113,16 +113,15 @@ async fn end(client: &Client, path: &str, revision: Option<u64>) -> Result<Vec<C
 }
 
 fn kept(changed: &[Changed]) -> String {
-    changed
-        .iter()
-        .map(|changed| {
-            format!(
-                "kept: `{}` stays as it is now (revision {})\n",
-                clean(&changed.path),
-                changed.revision
-            )
-        })
-        .collect()
+    let mut text = String::new();
+    for changed in changed {
+        text += &format!(
+            "kept: `{}` stays as it is now (revision {})\n",
+            clean(&changed.path),
+            changed.revision
+        );
+    }
+    text
 }
 
 /// Why there was nothing to confirm: taken back already (exit code 6), or never on trial.

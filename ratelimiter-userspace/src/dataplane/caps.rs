@@ -15,15 +15,21 @@ pub const NEEDED: [Capability; 3] = [
     Capability::CAP_PERFMON,
 ];
 
-/// Returns the capabilities of [`NEEDED`] that this thread lacks, by name.
+/// Returns the capabilities of [`NEEDED`] that this thread lacks, by name. CAP_PERFMON counts as
+/// present while it is permitted: it is in effect for the moment of loading only.
 pub fn missing() -> Vec<String> {
+    let has = |capability| {
+        let set = match capability {
+            Capability::CAP_PERFMON => CapSet::Permitted,
+            _ => CapSet::Effective,
+        };
+        [capability, Capability::CAP_SYS_ADMIN]
+            .into_iter()
+            .any(|capability| caps::has_cap(None, set, capability).unwrap_or(false))
+    };
     NEEDED
         .into_iter()
-        .filter(|&capability| {
-            !caps::has_cap(None, CapSet::Effective, capability).unwrap_or(false)
-                && !caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_ADMIN)
-                    .unwrap_or(false)
-        })
+        .filter(|&capability| !has(capability))
         .map(|capability| capability.to_string())
         .collect()
 }

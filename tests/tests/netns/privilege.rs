@@ -20,7 +20,7 @@ const NOBODY: u32 = 65_534;
 
 /// Makes the calling thread (and those it starts) uid 65534 with these capabilities and no others.
 fn become_nobody(capabilities: &[Capability]) {
-    let keep = CapsHashSet::from_iter(capabilities.iter().copied());
+    let keep = capabilities.iter().copied().collect::<CapsHashSet>();
     // SAFETY: system calls without memory. Raw, because glibc's `setresuid` changes every thread of
     // the process.
     unsafe {

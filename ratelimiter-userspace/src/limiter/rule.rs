@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn a_rule_reads_as_it_was_written() {
         let rules = Rules::new(8).unwrap();
-        let clock = UnitClock::new(7, 1 << 40, Speed::from_ratio(65_536, 77).unwrap(), 9 << 16);
+        let clock = UnitClock::new(7, 1 << 40, Speed::from_ratio(65_536, 777).unwrap(), 9 << 16);
         let packing = Packing::sliding(1_000, 60_000_000_000).unwrap();
         let limit = WindowLimit {
             limit: 10,

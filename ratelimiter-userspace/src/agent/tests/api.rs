@@ -99,7 +99,7 @@ async fn the_default_segment_can_be_changed_under_the_tag_it_was_read_with() {
     let changed = agent
         .send(Method::PUT, path, &[json, ("if-match", &tag)], body)
         .await;
-    assert_eq!(changed.status, StatusCode::OK);
+    assert_eq!(changed.status, StatusCode::CREATED);
     agent
         .send(Method::PUT, path, &[json, ("if-match", &tag)], body)
         .await

@@ -89,9 +89,14 @@ impl Spawn {
             .stdin(Stdio::null())
             .stdout(log.try_clone().or_fail("clone a log file"))
             .stderr(log.try_clone().or_fail("clone a log file"));
-        // SAFETY: `prctl` with these arguments only makes a system call.
+        // SAFETY: only system calls, on a signal set of this frame. The mask is reset because a
+        // child inherits ours, and the demo holds back SIGTERM: an agent that inherits that never
+        // hears it.
         unsafe {
             command.pre_exec(|| {
+                let mut none: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&raw mut none);
+                libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
                 crate::space::check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL))
             });
         }

@@ -1,6 +1,7 @@
 //! Debian packages: which are missing, and installing exactly those.
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -55,7 +56,8 @@ pub(crate) fn ensure(tools: &[Tool]) -> Result<String> {
     Ok(format!("installed {}", packages.join(" ")))
 }
 
-/// Installs packages, with a fresh list if the one here does not know them.
+/// Installs packages from a fresh list: a machine's own may be older than its security archive, and
+/// then name a version that is too old or no longer there.
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     if !is_here() {
         bail!(
@@ -64,10 +66,7 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
             packages.join(" ")
         );
     }
-    if !packages.iter().all(|package| offers(package)) {
-        println!("      apt-get update");
-        shell::quietly(apt(&["update"])?).context("cannot refresh the list of packages")?;
-    }
+    refresh()?;
     let unknown: Vec<&str> = packages
         .iter()
         .filter(|package| !offers(package))
@@ -83,6 +82,18 @@ pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let mut arguments = vec!["install", "--yes", "--no-install-recommends"];
     arguments.extend(packages);
     shell::quietly(apt(&arguments)?)?;
+    Ok(())
+}
+
+/// Refreshes the list of packages, once in a run.
+pub(crate) fn refresh() -> Result<()> {
+    static DONE: AtomicBool = AtomicBool::new(false);
+    if !is_here() || DONE.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    println!("      apt-get update");
+    shell::quietly(apt(&["update"])?).context("cannot refresh the list of packages")?;
+    DONE.store(true, Ordering::Relaxed);
     Ok(())
 }
 

@@ -33,9 +33,12 @@ pub(crate) struct Compiler {
     pub(crate) llvm: u32,
 }
 
-/// The compiler the build script would take, if there is one.
+/// The compiler the build script would take, if there is one and a bpf-linker can be built for it.
 pub(crate) fn compiler() -> Option<Compiler> {
-    [LINKED, "nightly"].into_iter().find_map(inspect)
+    [LINKED, "nightly"]
+        .into_iter()
+        .find_map(inspect)
+        .filter(|compiler| LINKER_LLVMS.contains(&compiler.llvm))
 }
 
 /// Installs a compiler by the first way that works here.
@@ -43,20 +46,35 @@ pub(crate) fn install_compiler() -> Result<Compiler> {
     if shell::find("rustup").is_none() {
         bail!("there is no `rustup`: install it from https://rustup.rs, then run this again");
     }
-    if has_sources(Path::new("/usr")) && Path::new("/usr/bin/rustc").exists() {
+    if system_llvm().is_some_and(|llvm| LINKER_LLVMS.contains(&llvm)) {
         link_system()?;
-    } else if apt::is_here() && (apt::offers(DEBIAN_PACKAGES[0]) || debian_after_update()) {
+    } else if debian_offers()? {
         apt::install(&DEBIAN_PACKAGES)?;
         link_system()?;
     } else {
         install_nightly()?;
     }
-    compiler().context("the compiler was installed, but rustup cannot run it")
+    compiler().with_context(|| {
+        format!(
+            "a compiler was installed, but rustup cannot run it, or its LLVM is not {} to {}",
+            LINKER_LLVMS.start(),
+            LINKER_LLVMS.end()
+        )
+    })
 }
 
-fn debian_after_update() -> bool {
-    // A fresh image has no package lists at all.
-    apt::install(&["ca-certificates"]).is_ok() && apt::offers(DEBIAN_PACKAGES[0])
+/// The LLVM of a compiler in `/usr` that has the sources of `core`.
+fn system_llvm() -> Option<u32> {
+    if !has_sources(Path::new("/usr")) {
+        return None;
+    }
+    llvm_of(&shell::ask("/usr/bin/rustc", &["-vV"])?)
+}
+
+fn debian_offers() -> Result<bool> {
+    // A fresh image has no package lists at all, or those of the day it was made.
+    apt::refresh()?;
+    Ok(apt::is_here() && apt::offers(DEBIAN_PACKAGES[0]))
 }
 
 fn link_system() -> Result<()> {

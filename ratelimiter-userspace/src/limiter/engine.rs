@@ -45,6 +45,8 @@ pub(super) struct Ask<'a> {
     pub(super) charge: bool,
     /// Only this quota is asked, by name.
     pub(super) only: Option<&'a str>,
+    /// The policy the caller names; 0 where the client's assignment counts.
+    pub(super) under: u32,
 }
 
 /// What came of looking at a way.
@@ -109,8 +111,7 @@ impl Engine {
                     return answer;
                 }
             }
-            let assigned = self.assigned(ask.key);
-            let index = match assigned {
+            let index = match self.applies(ask) {
                 Assigned::Configured(index) => index,
                 Assigned::Default(index) => {
                     if round == 0 {
@@ -139,6 +140,25 @@ impl Engine {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .of(key)
+    }
+
+    /// Returns what applies to a question: the policy it names, else the client's.
+    pub(super) fn applies(&self, ask: &Ask<'_>) -> Assigned {
+        if ask.under == 0 {
+            self.assigned(ask.key)
+        } else {
+            Assigned::Configured(ask.under)
+        }
+    }
+
+    /// Whether a way under `policy` answers a question that names another: as the stand-in for
+    /// clients that found no block.
+    #[cold]
+    #[inline(never)]
+    fn stands_in(&self, policy: PolicyWord, under: u32) -> bool {
+        self.registry
+            .current(under)
+            .is_some_and(|of| of.companion == Some(policy.index()))
     }
 
     fn is_placed(&self, home: usize, key: ClientKey) -> bool {
@@ -195,6 +215,9 @@ impl Engine {
             let Some((policy, word)) = way.read(ask.key.print) else {
                 return Step::Again;
             };
+            if ask.under != 0 && policy.index() != ask.under && !self.stands_in(policy, ask.under) {
+                return Step::Again;
+            }
             let Some(rule) = self.registry.rules.read(policy) else {
                 return Step::Again;
             };

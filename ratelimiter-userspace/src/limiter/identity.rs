@@ -12,6 +12,7 @@
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use siphasher::sip::SipHasher24;
+use siphasher::sip128::{Hash128, Hasher128, SipHasher24 as SipHasher128};
 
 use crate::policy::model::MAX_CLIENT_ID_BYTES;
 
@@ -50,6 +51,21 @@ pub struct ClientKey {
     /// What is stored and compared; never [`EMPTY`] or [`TOMBSTONE`].
     pub print: u64,
 }
+
+/// What an id names. A client id never shares a bucket with a descriptor or a key of the same
+/// bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdKind {
+    /// A client.
+    Client = 0,
+    /// A descriptor of Envoy's rate limit service.
+    Descriptor = 1,
+    /// A key of the Redis protocol.
+    Key = 2,
+}
+
+/// Marks the digest of a long id, in the word that holds length and kind.
+const LONG: u64 = 1 << 63;
 
 /// Fingerprint of a way nobody holds.
 pub(super) const EMPTY: u64 = 0;
@@ -102,6 +118,31 @@ impl Identity {
     #[inline]
     #[must_use]
     pub fn of(&self, id: &[u8]) -> ClientKey {
+        self.hash(id.len() as u64, id)
+    }
+
+    /// Returns the identity of `id` among the ids of another kind: no two kinds ever share one.
+    /// Ids longer than [`MAX_CLIENT_ID_BYTES`] stand for their keyed 128-bit digest.
+    #[inline]
+    #[must_use]
+    pub fn of_kind(&self, kind: IdKind, id: &[u8]) -> ClientKey {
+        let kind = (kind as u64) << 32;
+        if id.len() <= MAX_CLIENT_ID_BYTES {
+            return self.hash(id.len() as u64 | kind, id);
+        }
+        let mut hasher = SipHasher128::new_with_key(&self.key.0);
+        hasher.write(id);
+        let Hash128 { h1, h2 } = hasher.finish128();
+        let mut digest = [0; 16];
+        let (low, high) = digest.split_at_mut(8);
+        low.copy_from_slice(&h1.to_le_bytes());
+        high.copy_from_slice(&h2.to_le_bytes());
+        self.hash(digest.len() as u64 | kind | LONG, &digest)
+    }
+
+    /// `len` is the length of `id`, and above its 32 bits what tells kinds of ids apart.
+    #[inline(always)]
+    fn hash(&self, len: u64, id: &[u8]) -> ClientKey {
         let mut place = 0_u128;
         let mut print = 0_u128;
         let mut keys = self.pairs.iter();
@@ -115,7 +156,6 @@ impl Identity {
         };
         // The message is the length, then the id in words; the last word overlaps the one before,
         // which is injective because the length is known.
-        let len = id.len() as u64;
         if id.len() <= 8 {
             absorb(len, short_word(id));
         } else {
@@ -219,6 +259,26 @@ mod tests {
         }
         assert_eq!(places.len(), count);
         assert_eq!(prints.len(), count);
+    }
+
+    #[test]
+    fn kinds_of_ids_never_share_an_identity() {
+        let identity = identity();
+        let kinds = [IdKind::Client, IdKind::Descriptor, IdKind::Key];
+        let mut seen = HashSet::new();
+        for len in [0, 1, 8, 16, 17, 256, 257, 4_096] {
+            let id = vec![7_u8; len];
+            for kind in kinds {
+                assert!(seen.insert(identity.of_kind(kind, &id)), "{kind:?}, {len}");
+            }
+            if len <= MAX_CLIENT_ID_BYTES {
+                assert_eq!(identity.of(&id), identity.of_kind(IdKind::Client, &id));
+            }
+        }
+        // Bytes past what is hashed directly count too.
+        let mut long = vec![7_u8; 4_096];
+        long[4_095] = 8;
+        assert!(seen.insert(identity.of_kind(IdKind::Key, &long)));
     }
 
     #[test]

@@ -25,6 +25,7 @@
 //! - `rule`, `registry`, `meter`, `word`: policies and how a state is judged
 //! - `engine`, `place`: the fast and the slow path
 //! - `assign`, `apply`: from a document to each client; [`source`]: from a configuration service
+//! - [`class`]: policies that callers name with each question
 //! - `breakers`, `counters`, [`snapshot`]: what stands beside the checks
 
 pub mod answer;
@@ -33,6 +34,7 @@ mod assign;
 mod block;
 mod breakers;
 mod builder;
+pub mod class;
 mod counters;
 mod engine;
 mod identity;
@@ -52,8 +54,9 @@ mod word;
 pub use answer::{Answer, Reason};
 pub use breakers::BreakerStatus;
 pub use builder::{BuildError, Builder};
+pub use class::{Call, Class};
 pub use counters::{DURATION_BOUNDS_NS, DURATION_BUCKETS, Totals};
-pub use identity::{ClientKey, Identity, IdentityKey};
+pub use identity::{ClientKey, IdKind, Identity, IdentityKey};
 pub use rate_limiter::{Policy, RateLimiter, Request, Stats};
 pub use snapshot::{Restored, SnapshotError};
 pub use source::{ConfigurationError, ConfigurationService, RateLimitConfiguration};

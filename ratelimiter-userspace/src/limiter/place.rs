@@ -53,8 +53,7 @@ impl Engine {
         let _group = self.table.lock(home);
         self.registry.settled();
         // Read under the lock: whoever changes an assignment comes by here afterwards.
-        let (Assigned::Configured(index) | Assigned::Default(index)) = self.assigned(ask.key)
-        else {
+        let (Assigned::Configured(index) | Assigned::Default(index)) = self.applies(ask) else {
             return;
         };
         for line in self.table.neighbours(home) {
@@ -88,6 +87,11 @@ impl Engine {
                     let way = line.way(number);
                     let print = way.print.load(Ordering::Acquire);
                     if print == EMPTY || print == TOMBSTONE {
+                        continue;
+                    }
+                    // Whoever asks for these names their policy with every question.
+                    let class = self.registry.behind(way.policy());
+                    if class.is_some_and(|of| of.spec.is_class()) {
                         continue;
                     }
                     match self.assigned_print(print, home) {

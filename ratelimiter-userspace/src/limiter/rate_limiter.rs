@@ -241,6 +241,7 @@ impl RateLimiter {
                     cost: *cost,
                     charge: true,
                     only: None,
+                    under: 0,
                 };
                 out.push(inner.engine.check(&ask, &|| self.unknown(id.as_ref(), key)));
             }
@@ -256,6 +257,7 @@ impl RateLimiter {
             cost: request.cost,
             charge: request.charge,
             only: request.limit,
+            under: 0,
         };
         self.inner
             .engine
@@ -498,7 +500,7 @@ impl RateLimiter {
     }
 
     /// The time edits count from. By the caller's clock each client's is its newest stamp.
-    fn edit_ns(&self) -> u64 {
+    pub(super) fn edit_ns(&self) -> u64 {
         match self.inner.time_mode {
             TimeMode::System { .. } => self.now_ns(),
             TimeMode::Caller => 0,

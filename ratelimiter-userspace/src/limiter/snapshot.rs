@@ -416,7 +416,18 @@ impl Engine {
             .iter()
             .map(|spec| self.registry.compile_apart(spec, now_ns))
             .collect();
+        // Nobody is assigned to the policies that callers name: their clients come back under them.
+        let classes: Vec<Option<u32>> = content
+            .policies
+            .iter()
+            .map(|spec| {
+                let class = spec.is_class().then_some(spec)?;
+                let made = self.registry.edit(now_ns, |edit| edit.intern(class));
+                made.ok()
+            })
+            .collect();
         for record in content.records {
+            let class = classes.get(record.policy).copied().flatten();
             let Some(of) = old.get(record.policy).cloned().flatten() else {
                 restored.forgotten += 1;
                 continue;
@@ -448,7 +459,7 @@ impl Engine {
             for line in first..=(last as usize).min(self.table.lines() - 1) {
                 if group != Some(line / GROUP) {
                     group = Some(line / GROUP);
-                    kept |= self.take_up_one(line, record.print, &known, at_ns);
+                    kept |= self.take_up_one(line, record.print, class, &known, at_ns);
                 }
             }
             if kept {
@@ -460,11 +471,17 @@ impl Engine {
         restored
     }
 
-    fn take_up_one(&self, home: usize, print: u64, known: &Known, now_ns: u64) -> bool {
+    fn take_up_one(
+        &self,
+        home: usize,
+        print: u64,
+        class: Option<u32>,
+        known: &Known,
+        now_ns: u64,
+    ) -> bool {
         let _group = self.table.lock(home);
-        let (Assigned::Configured(index) | Assigned::Default(index)) =
-            self.assigned_print(print, home)
-        else {
+        let assigned = class.map_or_else(|| self.assigned_print(print, home), Assigned::Configured);
+        let (Assigned::Configured(index) | Assigned::Default(index)) = assigned else {
             return false;
         };
         let Some(target) = self.registry.current(index) else {

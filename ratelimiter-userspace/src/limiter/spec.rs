@@ -17,6 +17,8 @@ pub const MAX_LOG_LIMIT: u64 = 4_096;
 pub const DEFAULT_LOG_LIMIT: u64 = 64;
 /// Most request quotas a client may have at once.
 pub const MAX_QUOTAS: usize = 16;
+/// How the segments of classes begin; no configured segment may contain a colon.
+const CLASS: char = ':';
 /// Backend of segments that name none.
 pub const DEFAULT_BACKEND: &str = "default";
 
@@ -198,6 +200,25 @@ impl PolicySpec {
             segment: Arc::from(name),
             backend: Arc::from(segment.backend.as_deref().unwrap_or(DEFAULT_BACKEND)),
         }))
+    }
+
+    /// A policy that callers name with each question ([`super::Class`]), instead of having it
+    /// assigned to clients. `family` keeps the policies of different callers apart.
+    pub fn of_class(family: &str, quotas: Vec<QuotaSpec>) -> Result<Self, SpecError> {
+        if quotas.len() > MAX_QUOTAS {
+            return Err(SpecError::TooManyQuotas(quotas.len()));
+        }
+        quotas.iter().try_for_each(QuotaSpec::check)?;
+        Ok(Self {
+            quotas,
+            segment: Arc::from(format!("{CLASS}{family}")),
+            backend: Arc::from(DEFAULT_BACKEND),
+        })
+    }
+
+    /// Whether callers name this policy with each question.
+    pub(super) fn is_class(&self) -> bool {
+        self.segment.starts_with(CLASS)
     }
 
     /// A policy without quotas: not limited.

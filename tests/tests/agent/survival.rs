@@ -176,7 +176,11 @@ fn killed_ten_times_under_flood_without_an_unpoliced_packet() {
     );
     assert_eq!(without_program, 0);
     assert!(sent.packets > 100_000, "{sent:?}");
-    assert!(received <= entitled(sent), "{received} of {sent:?} passed");
+    assert!(
+        received <= entitled(sent),
+        "{received} of {sent:?} passed\n{}",
+        reasons(&agent)
+    );
     assert!(received >= BURST * 99 / 100, "only {received} passed");
     assert_eq!(field.link(), link, "the link was made anew");
     assert_eq!(field.edge.carrier_changes(EDGE), carrier);
@@ -214,10 +218,23 @@ fn swapped_a_hundred_times_under_flood_without_an_unpoliced_packet() {
         programs.len()
     );
     assert!(programs.len() >= 10, "{programs:?}");
-    assert!(received <= entitled(sent), "{received} of {sent:?} passed");
+    assert!(
+        received <= entitled(sent),
+        "{received} of {sent:?} passed\n{}",
+        reasons(&agent)
+    );
     assert_eq!(field.link(), link, "the link was made anew");
     assert_eq!(field.edge.carrier_changes(EDGE), carrier);
     uninstall(agent);
+}
+
+/// Why packets passed and were dropped, by the kernel's counters.
+fn reasons(agent: &Agent<'_>) -> String {
+    let metrics = agent.get("/metrics").body;
+    let lines = metrics.lines().filter(|line| {
+        line.starts_with("ratelimiter_reason_packets_total") && !line.ends_with(" 0")
+    });
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// The limits of the default segment, as the agent tells them.

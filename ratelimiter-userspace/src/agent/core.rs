@@ -2,10 +2,12 @@
 //!
 //! Owned by the control thread; nothing else writes the store's document or the kernel's policy.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ratelimiter_common::abi::policy::{PrefixValue, action};
+use ratelimiter_common::abi::config::ZONES;
+use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue, Zone, action};
 
 use super::state::{Shared, Trial, View, covering};
 use super::tag::{shown_tag, tag_of};
@@ -30,6 +32,9 @@ const MAX_ROUNDS: usize = 64;
 const MAX_DIFFERENCES: usize = 1_000;
 /// Name under which changes on trial are kept in the store.
 const TRIALS: &str = "trials";
+
+/// Policies and zones whose numbers a compilation keeps.
+type Numbers = (BTreeMap<u32, PolicyEntry>, [Zone; ZONES]);
 
 /// The control thread's state.
 pub(super) struct Core {
@@ -101,8 +106,10 @@ impl Core {
         };
         // A trial that ended while nobody was there is taken back before anybody can see it.
         core.tick();
-        let next = core.leased(Arc::clone(&core.compiled))?;
+        let next = core.in_force();
         core.install(&next)?;
+        // What was still to be clamped when an earlier agent died.
+        core.clamp()?;
         core.publish();
         Ok(core)
     }
@@ -121,7 +128,7 @@ impl Core {
         let next = self.compile(&edited, &self.fixed, self.inputs.mode)?;
         let mut changed = self.answer(&path, edit.what(), &edited, &next.1);
         changed.dry_run = options.dry_run;
-        if options.dry_run || !changed.changed {
+        if !changed.changed {
             return Ok(changed);
         }
         let try_for = options.try_for.or_else(|| {
@@ -153,6 +160,12 @@ impl Core {
                 self.confirm_within.as_secs()
             ));
         }
+        if options.dry_run {
+            // A change that could not be taken back is refused here as it would be in earnest.
+            let trials: Vec<Trial> = self.trials.iter().cloned().chain(trial).collect();
+            self.leased(&edited, &Arc::new(next.1), &trials)?;
+            return Ok(changed);
+        }
         self.commit(edited, next, change, trial.clone())?;
         changed.revision = self.stored.revision;
         changed.confirm_by = deadline_unix_ms.map(clock::rfc3339);
@@ -183,7 +196,7 @@ impl Core {
         self.compiled = Arc::new(compiled);
         self.inputs.mode = mode;
         let installed = self
-            .leased(Arc::clone(&self.compiled))
+            .leased(&self.stored, &self.compiled, &self.trials)
             .and_then(|next| self.install(&next));
         if let Err(error) = installed {
             (self.fixed, self.document, self.compiled, self.inputs.mode) = before;
@@ -199,7 +212,7 @@ impl Core {
         let (chosen, rest) = self.choose(revision)?;
         let kept = std::mem::replace(&mut self.trials, rest);
         let confirmed = self
-            .leased(Arc::clone(&self.compiled))
+            .leased(&self.stored, &self.compiled, &self.trials)
             .and_then(|next| self.install(&next))
             .and_then(|()| self.save_trials());
         if let Err(error) = confirmed {
@@ -257,8 +270,7 @@ impl Core {
             }
             // The way back may have been taken by the kernel already: a debt under the larger burst
             // of the trial is then still there.
-            let clamps = clamps_in_force(&self.installed.policies, clock::monotonic_ns());
-            self.plane.apply(&clamps).map_err(plane_error)?;
+            self.clamp()?;
             changed.revision = self.stored.revision;
             answers.push(changed);
         }
@@ -335,6 +347,10 @@ impl Core {
         trial: Option<Trial>,
     ) -> Result<()> {
         let what = format!("{}: {}", change.by, change.what);
+        let compiled = Arc::new(compiled);
+        let mut trials = self.trials.clone();
+        trials.extend(trial);
+        let next = self.leased(&edited, &compiled, &trials)?;
         let before = (
             Arc::clone(&self.stored),
             Arc::clone(&self.document),
@@ -345,17 +361,14 @@ impl Core {
             .store
             .commit(Some(self.stored.revision), edited, change)
             .map_err(store_error)?;
-        self.trials.extend(trial);
+        self.trials = trials;
         self.document = Arc::new(Document {
             revision: stored.revision,
             ..document
         });
         self.stored = stored;
-        self.compiled = Arc::new(compiled);
-        let applied = self
-            .save_trials()
-            .and_then(|()| self.leased(Arc::clone(&self.compiled)))
-            .and_then(|next| self.install(&next));
+        self.compiled = compiled;
+        let applied = self.save_trials().and_then(|()| self.install(&next));
         if let Err(error) = applied {
             self.take_back(before, &what, &error);
             return Err(error);
@@ -411,7 +424,7 @@ impl Core {
             .map_err(plane_error)
             .and_then(|installed| {
                 self.installed = installed;
-                let next = self.leased(Arc::clone(&self.compiled))?;
+                let next = self.in_force();
                 self.install(&next)
             });
         let text = match again {
@@ -431,40 +444,120 @@ impl Core {
         mode: Mode,
     ) -> Result<(Document, Compiled)> {
         let document = overlay(stored, fixed);
-        let inputs = Inputs {
-            mode,
-            now_ns: clock::monotonic_ns(),
-            ..self.inputs
-        };
-        let compiled = compile(
-            &document,
-            &inputs,
-            &self.installed.policies,
-            &self.installed.zones,
-        )
-        .map_err(|issues| invalid(&issues))?;
+        let inputs = self.inputs_now(mode);
+        let (policies, zones) = (&self.installed.policies, &self.installed.zones);
+        let compiled =
+            compile(&document, &inputs, policies, zones).map_err(|issues| invalid(&issues))?;
         Ok((document, compiled))
     }
 
-    /// `compiled` with the ways back of the changes on trial: should the agent die, the kernel goes
-    /// back by itself at the latest of their deadlines.
-    fn leased(&self, compiled: Arc<Compiled>) -> Result<Arc<Compiled>> {
-        let Some(last_unix_ms) = self.trials.iter().map(|t| t.deadline_unix_ms).max() else {
-            return Ok(compiled);
-        };
-        let mut newest_first: Vec<&Trial> = self.trials.iter().collect();
-        newest_first.sort_by_key(|trial| std::cmp::Reverse(trial.revision));
-        let mut before = (*self.stored).clone();
-        for trial in newest_first {
-            if let Some(restored) = restored(&before, &trial.path, &trial.before) {
-                before = restored;
-            }
+    /// As [`Self::compile`], against numbers that are not all installed.
+    fn compile_against(
+        &self,
+        stored: &Document,
+        fixed: &Document,
+        mode: Mode,
+        (policies, zones): &Numbers,
+    ) -> Result<(Document, Compiled)> {
+        let document = overlay(stored, fixed);
+        let compiled = compile(&document, &self.inputs_now(mode), policies, zones)
+            .map_err(|issues| invalid(&issues))?;
+        Ok((document, compiled))
+    }
+
+    fn inputs_now(&self, mode: Mode) -> Inputs {
+        Inputs {
+            mode,
+            now_ns: clock::monotonic_ns(),
+            ..self.inputs
         }
-        let (_, before) = self.compile(&before, &self.fixed, self.inputs.mode)?;
-        let deadline_ns = self.inputs.time.monotonic_ns(last_unix_ms);
-        trial::overlay(&before, &compiled, deadline_ns)
+    }
+
+    /// `compiled` with the ways back of the changes on trial: should the agent die, the kernel takes
+    /// each back by itself at its own deadline.
+    fn leased(
+        &self,
+        stored: &Document,
+        compiled: &Arc<Compiled>,
+        trials: &[Trial],
+    ) -> Result<Arc<Compiled>> {
+        if trials.is_empty() {
+            return Ok(Arc::clone(compiled));
+        }
+        let mut first_to_end: Vec<&Trial> = trials.iter().collect();
+        first_to_end.sort_by_key(|trial| (trial.deadline_unix_ms, trial.revision));
+        // What each stage adds gets numbers that no other stage has.
+        let known = self.numbered(compiled);
+        let mut stages = vec![(Arc::clone(compiled), 0)];
+        let mut left = stored.clone();
+        for trial in first_to_end {
+            let deadline_ns = self.inputs.time.monotonic_ns(trial.deadline_unix_ms);
+            if let Some(last) = stages.last_mut() {
+                last.1 = deadline_ns;
+            }
+            if let Some(restored) = restored(&left, &trial.path, &trial.before) {
+                left = restored;
+            }
+            let next = self.compile_against(&left, &self.fixed, self.inputs.mode, &known);
+            let (_, next) = next.map_err(|error| {
+                AdminError::Conflict(format!(
+                    "without the change of `{}` on trial (revision {}), which may take itself \
+                     back, this would be refused: {error}",
+                    trial.path, trial.revision
+                ))
+            })?;
+            stages.push((Arc::new(next), 0));
+        }
+        let Some(((confirmed, _), pending)) = stages.split_last() else {
+            return Ok(Arc::clone(compiled));
+        };
+        let pending: Vec<trial::Stage<'_>> = pending
+            .iter()
+            .map(|(set, until_ns)| trial::Stage {
+                set,
+                until_ns: *until_ns,
+            })
+            .collect();
+        trial::overlay(&pending, confirmed)
             .map(Arc::new)
             .map_err(|issue| AdminError::Conflict(issue.message))
+    }
+
+    /// The numbers in use: those that are installed and those that `compiled` hands out.
+    fn numbered(&self, compiled: &Compiled) -> Numbers {
+        let mut policies = self.installed.policies.clone();
+        for (slot, target) in &compiled.policies {
+            policies
+                .entry(*slot)
+                .and_modify(|entry| entry.identity = target.identity)
+                .or_insert_with(|| target.empty_entry(*slot));
+        }
+        let mut zones = self.installed.zones;
+        for (zone, wanted) in zones.iter_mut().zip(&compiled.zones) {
+            if wanted.used == 1 {
+                *zone = *wanted;
+            }
+        }
+        (policies, zones)
+    }
+
+    /// What the kernel shall have now: with ways back where that can be done. Where it cannot (new
+    /// tables gave other numbers), the agent alone takes the changes on trial back.
+    fn in_force(&self) -> Arc<Compiled> {
+        self.leased(&self.stored, &self.compiled, &self.trials)
+            .unwrap_or_else(|error| {
+                tracing::warn!(%error, "changes on trial have no way back in the kernel");
+                Arc::clone(&self.compiled)
+            })
+    }
+
+    /// Lowers tracked debts to the bursts in force.
+    fn clamp(&mut self) -> Result<()> {
+        let clamps = clamps_in_force(&self.installed.policies, clock::monotonic_ns());
+        if !clamps.is_empty() {
+            self.plane.apply(&clamps).map_err(plane_error)?;
+        }
+        Ok(())
     }
 
     /// Writes what is missing in the kernel.
@@ -474,8 +567,9 @@ impl Core {
             if plan.is_empty() {
                 return Ok(());
             }
-            self.plane.apply(&plan.updates).map_err(plane_error)?;
+            let applied = self.plane.apply(&plan.updates).map_err(plane_error)?;
             self.installed.apply(&plan.updates);
+            self.installed.apply(&applied.moved);
             let Some(again_at_ns) = plan.again_at_ns else {
                 return Ok(());
             };
@@ -604,8 +698,8 @@ impl Core {
 
 /// Names the entries of one map that differ.
 fn keys<K: Ord + ToString, V: PartialEq>(
-    before: &std::collections::BTreeMap<K, V>,
-    after: &std::collections::BTreeMap<K, V>,
+    before: &BTreeMap<K, V>,
+    after: &BTreeMap<K, V>,
     kind: &str,
     put: &mut dyn FnMut(String),
 ) {

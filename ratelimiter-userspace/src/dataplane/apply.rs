@@ -13,7 +13,7 @@ use ratelimiter_common::abi::merge::{MergeOp, op};
 use ratelimiter_common::abi::names;
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixKey4, PrefixKey6, PrefixValue, Zone};
 use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
-use ratelimiter_common::vclock::{LEAD_NS, PIECES, SegmentClock};
+use ratelimiter_common::vclock::{LEAD_NS, NEVER, PIECES, SegmentClock};
 
 use super::entries::{Entries, GRACE_NS};
 use super::loader::Kernel;
@@ -140,7 +140,10 @@ impl Writer {
                     unit,
                     level,
                 } => {
-                    self.clamps.push((*not_before_ns, (*slot, *unit), *level));
+                    let begins_ns = begins_ns(&applied.moved, *slot, *unit, *level);
+                    let not_before_ns =
+                        begins_ns.map_or(*not_before_ns, |ns| ns.max(*not_before_ns));
+                    self.clamps.push((not_before_ns, (*slot, *unit), *level));
                 }
             }
         }
@@ -398,6 +401,19 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// When a burst of `level` comes into force on a clock that was moved; `None` if it was not.
+fn begins_ns(moved: &[Update], slot: u32, unit: u32, level: u64) -> Option<u64> {
+    let entry = moved.iter().find_map(|update| match update {
+        Update::Policy(entry) if entry.slot == slot => Some(entry),
+        _ => None,
+    })?;
+    let [_, later @ ..] = &entry.clocks.get(unit as usize)?.pieces;
+    later
+        .iter()
+        .find(|piece| piece.from_ns != NEVER && piece.burst == level)
+        .map(|piece| piece.from_ns)
 }
 
 /// Takes a free entry, waiting for one that rests.

@@ -69,10 +69,7 @@ pub(super) fn views(kernel: &Kernel, writer: &Writer, now_ns: u64) -> Result<Vec
                     key: writer.config.perm,
                     now: piece.at(segment_ns),
                     burst: piece.burst,
-                    cap: piece
-                        .burst
-                        .saturating_add(piece.speed.advance(CAP_SLACK_NS))
-                        .saturating_add(MAX_COST),
+                    cap: piece.debt_cap(CAP_SLACK_NS).saturating_add(MAX_COST),
                     rate_per_s: (rate >> unit.fraction_bits()).max(1),
                 });
             }

@@ -10,7 +10,7 @@ use ratelimiter_common::abi::merge::{MergeOp, op, result};
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue, Zone};
 use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
 use ratelimiter_common::abi::{SCHEMA, names};
-use ratelimiter_common::vclock::SegmentClock;
+use ratelimiter_common::vclock::{NEVER, SegmentClock};
 
 use super::state::{
     Applied, AttachOptions, CrowdSource, Drained, Figures, Health, Installed, Interface,
@@ -60,6 +60,9 @@ pub struct FakeState {
     pub applied: Vec<Update>,
     /// If set, the next `apply` fails with this capacity sentence and changes nothing.
     pub refuse_next_apply: Option<String>,
+    /// If not 0, the next `apply` moves the pieces that are still to begin by this much, as a swap
+    /// that came too late does, and says so.
+    pub delay_next_apply_ns: u64,
 }
 
 /// The in-memory stand-in of [`super::XdpDataPlane`].
@@ -114,6 +117,7 @@ impl FakeDataPlane {
                 merged: Vec::new(),
                 applied: Vec::new(),
                 refuse_next_apply: None,
+                delay_next_apply_ns: 0,
             }),
         }
     }
@@ -189,6 +193,19 @@ impl FakeState {
     }
 }
 
+/// `entry` with the second piece of its first clock `delay_ns` later; `None` if that is no change.
+fn delayed(entry: &PolicyEntry, delay_ns: u64) -> Option<PolicyEntry> {
+    let mut moved = *entry;
+    let [first, second, _] = &mut moved.clocks.first_mut()?.pieces;
+    if delay_ns == 0 || second.from_ns == NEVER {
+        return None;
+    }
+    second.from_ns += delay_ns;
+    second.base_ns += delay_ns;
+    second.base = first.at(second.base_ns);
+    Some(moved)
+}
+
 impl DataPlane for FakeDataPlane {
     fn attach(&self, interface: &str, options: AttachOptions) -> Result<(), Error> {
         let mut state = self.state();
@@ -248,11 +265,20 @@ impl DataPlane for FakeDataPlane {
         if let Some(sentence) = state.refuse_next_apply.take() {
             return Err(Error::Capacity(sentence));
         }
+        let delay_ns = std::mem::take(&mut state.delay_next_apply_ns);
+        let mut applied = Applied::default();
         for update in updates {
             state.apply_one(update);
+            if let Update::Policy(entry) = update
+                && let Some(moved) = delayed(entry, delay_ns)
+            {
+                let moved = Update::Policy(Box::new(moved));
+                state.apply_one(&moved);
+                applied.moved.push(moved);
+            }
         }
         state.applied.extend_from_slice(updates);
-        Ok(Applied::default())
+        Ok(applied)
     }
 
     fn installed(&self) -> Result<Installed, Error> {

@@ -60,6 +60,25 @@ fn wanted(target: Option<UnitTarget>) -> Essence {
         .map(|target| (target.limit.speed, target.limit.burst, target.mode as u32))
 }
 
+/// Most [`Piece::debt_bits`]: the cap of a debt stays far below what a tracked word holds.
+const MAX_DEBT_BITS: u32 = 48;
+
+/// [`Piece::debt_bits`] of a piece of depth `burst` that follows `before`: log2, rounded up, of the
+/// largest burst up to and with `before`; 0 if `burst` is no smaller.
+fn debt_bits(before: &Piece, burst: u64) -> u32 {
+    let earlier = match before.debt_bits {
+        0 => 0,
+        bits => 1_u64 << bits.min(MAX_DEBT_BITS),
+    };
+    let largest = before.burst.max(earlier);
+    if largest <= burst {
+        return 0;
+    }
+    // At least 1: `largest` exceeds `burst`, so a smaller number of bits never means "none".
+    let ceil_log2 = u64::BITS - (largest - 1).leading_zeros();
+    ceil_log2.clamp(1, MAX_DEBT_BITS)
+}
+
 /// A piece that continues `before` from `from_ns` on.
 fn continued(
     before: &Piece,
@@ -80,7 +99,7 @@ fn continued(
         speed,
         burst,
         mode: mode as u32,
-        debt_bits: 0,
+        debt_bits: debt_bits(before, burst),
     }
 }
 

@@ -9,7 +9,7 @@ use ratelimiter_common::abi::config::{ZONES, flags};
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue, Zone, action};
 use ratelimiter_common::abi::tracked::{SourceKey, shared_key};
 use ratelimiter_common::quota::KERNEL_UNITS;
-use ratelimiter_common::vclock::NEVER;
+use ratelimiter_common::vclock::{NEVER, Piece, UnitClock};
 
 use super::clock::UnitTarget;
 use super::keys::{is_narrow, narrow_keys};
@@ -89,6 +89,23 @@ pub struct PolicyTarget {
     pub units: [Option<UnitTarget>; KERNEL_UNITS],
     /// A pending change: when it ends (CLOCK_MONOTONIC), and what is limited from then on.
     pub way_back: Option<(u64, [Option<UnitTarget>; KERNEL_UNITS])>,
+}
+
+impl PolicyTarget {
+    /// An entry with the policy's numbers that limits nothing: for those who look for numbers only.
+    #[must_use]
+    pub fn empty_entry(&self, slot: u32) -> PolicyEntry {
+        PolicyEntry {
+            identity: self.identity,
+            units: 0,
+            segment: self.segment,
+            slot,
+            tag: self.tag,
+            revision: 0,
+            reserved: 0,
+            clocks: [UnitClock::single(Piece::UNUSED); KERNEL_UNITS],
+        }
+    }
 }
 
 /// The state the kernel shall have.

@@ -1,6 +1,8 @@
 //! Unit clocks under edits: debt in units stays, no second burst, no lock-out (R24, R25).
 
 use proptest::prelude::*;
+use ratelimiter_common::abi::crowd::CAP_SLACK_NS;
+use ratelimiter_common::crowd::{debt, tat_mask};
 use ratelimiter_common::gcra::{Decision, decide};
 use ratelimiter_common::quota::{Quota, Unit};
 use ratelimiter_common::vclock::{LEAD_NS, NEVER, SegmentClock, Speed, UnitClock};
@@ -43,6 +45,34 @@ fn reading(clock: &UnitClock, segment: &SegmentClock, now_ns: u64) -> u64 {
     clock.piece(now_ns).at(segment.at(now_ns))
 }
 
+/// Bits of the sets of the smallest region: its words hold the shortest TAT.
+const SETS: u32 = 13;
+
+/// As [`admitted`], of a source of the crowd: what owes more than the cap reads as idle. One packet
+/// is the largest cost here, so that the cap lies as near to the burst as it can.
+fn admitted_in_crowd(
+    clock: &UnitClock,
+    word: &mut u64,
+    from_ns: u64,
+    until_ns: u64,
+    step_ns: u64,
+) -> u64 {
+    let mut count = 0;
+    let mut now_ns = from_ns;
+    while now_ns < until_ns {
+        let piece = clock.piece(now_ns);
+        let now = piece.at(REAL.at(now_ns));
+        let cap = piece.debt_cap(CAP_SLACK_NS) + 256;
+        let owed = debt(*word, now, cap, tat_mask(SETS));
+        if owed + 256 <= piece.burst {
+            *word = now.wrapping_add(owed + 256) & tat_mask(SETS);
+            count += 1;
+        }
+        now_ns += step_ns;
+    }
+    count
+}
+
 /// Offers one packet each `step_ns` and counts those admitted; `tat` is the bucket.
 fn admitted(clock: &UnitClock, tat: &mut u64, from_ns: u64, until_ns: u64, step_ns: u64) -> u64 {
     let mut count = 0;
@@ -79,6 +109,66 @@ fn lower_means_lower_and_hands_out_no_second_burst() {
     let lowered = changed(&clock, &wish(target(500, 100)), 2 * S);
     let got = admitted(&lowered, &mut tat, 2 * S, 4 * S, 100_000);
     assert!((995..=1_011).contains(&got), "{got}");
+}
+
+/// The depths that a debt can have outlived: log2 of the largest one, as long as the policy lives.
+#[test]
+fn a_smaller_burst_remembers_the_largest_before_it() {
+    let bits = |clock: &UnitClock, now_ns: u64| clock.piece(now_ns).debt_bits;
+    let mut clock = first(&wish(target(10, 1_000)), &REAL, 0, 7 << 20);
+    assert_eq!(bits(&clock, S), 0, "its own burst is the largest");
+    // 1000 packets are 256000 fractions: below 2^18 = 262144.
+    for (now_s, rate, burst, expected) in [
+        (1, 10, 10, 18),
+        (2, 20, 10, 18),
+        (3, 20, 500, 18),
+        (4, 20, 2_000, 0),
+        (5, 20, 1_999, 19),
+        (6, 30, 1, 19),
+        (7, 30, 1 << 36, 0),
+        (8, 30, 1, 44),
+        (9, 31, 1, 44),
+    ] {
+        clock = changed(&clock, &wish(target(rate, burst)), now_s * S);
+        let now_ns = now_s * S + LEAD_NS;
+        assert_eq!(bits(&clock, now_ns), expected, "burst {burst}");
+        assert!(clock.piece(now_ns).debt_cap(0) >= burst << 8);
+    }
+    // Off and on again forgets nothing.
+    clock = changed(&clock, &wish(None), 20 * S);
+    clock = changed(&clock, &wish(target(30, 1)), 21 * S);
+    assert_eq!(bits(&clock, 22 * S), 44);
+}
+
+/// The way back of a trial with a larger burst is a smaller burst too.
+#[test]
+fn the_way_back_remembers_the_burst_of_the_trial() {
+    let old = target(10, 10);
+    let trial = ClockTarget {
+        target: target(10, 1_000),
+        way_back: Some((60 * S, old)),
+    };
+    let tried = changed(&first(&wish(old), &REAL, 0, 1 << 30), &trial, 10 * S);
+    assert_eq!(tried.piece(60 * S).debt_bits, 18);
+    let fresh = first(&trial, &REAL, 0, 1 << 30);
+    assert_eq!(fresh.piece(60 * S).debt_bits, 18);
+}
+
+#[test]
+fn a_debt_above_a_lowered_burst_is_not_read_as_idle_when_its_piece_is_gone() {
+    let mut word = 0;
+    let mut clock = first(&wish(target(1, 1_000)), &REAL, 0, 7 << 20);
+    let got = admitted_in_crowd(&clock, &mut word, S, 2 * S, 100_000);
+    assert!((1_000..=1_001).contains(&got), "{got}");
+    clock = changed(&clock, &wish(target(1, 10)), 2 * S);
+    clock = changed(&clock, &wish(target(2, 10)), 3 * S);
+    clock = changed(&clock, &wish(target(1, 10)), 4 * S);
+    // The piece with the burst of 1000 is gone from the entry, the debt is not.
+    assert!(clock.pieces.iter().all(|piece| piece.burst <= 10 << 8));
+    assert_eq!(
+        admitted_in_crowd(&clock, &mut word, 5 * S, 6 * S, 100_000),
+        0
+    );
 }
 
 #[test]
@@ -167,9 +257,9 @@ proptest! {
         edits in prop::collection::vec((1_u64..2_000, 1_u64..50, 1_u64..400, any::<bool>()), 1..8)
     ) {
         let mut clock = first(&wish(target(100, 10)), &REAL, 0, 1 << 40);
-        let mut tat = 0;
+        let (mut tat, mut word) = (0, 0);
         let mut now_ns = S;
-        let mut count = 0;
+        let (mut count, mut in_crowd) = (0, 0);
         let start = reading(&clock, &REAL, now_ns);
         let mut largest = 10;
         for (rate, burst, gap_ms, trial) in edits {
@@ -200,10 +290,12 @@ proptest! {
                 last = next;
             }
             count += admitted(&clock, &mut tat, now_ns, until_ns, 250_000);
+            in_crowd += admitted_in_crowd(&clock, &mut word, now_ns, until_ns, 250_000);
             now_ns = until_ns;
         }
         let counted = (reading(&clock, &REAL, now_ns) - start) / 256;
         prop_assert!(count <= largest + counted + 1, "{count} of {largest} + {counted}");
+        prop_assert!(in_crowd <= largest + counted + 1, "{in_crowd} of {largest} + {counted}");
     }
 
     /// A segment clock that turns leaves the reading of its policies continuous, pending pieces

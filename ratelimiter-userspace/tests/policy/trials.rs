@@ -7,7 +7,7 @@ use ratelimiter_common::vclock::LEAD_NS;
 use ratelimiter_userspace::policy::model::Document;
 use ratelimiter_userspace::policy::plan::{Installed, Prefix, Update, clamps_in_force, plan};
 use ratelimiter_userspace::policy::set::Compiled;
-use ratelimiter_userspace::policy::trial::overlay;
+use ratelimiter_userspace::policy::trial::{Stage, overlay};
 
 use crate::{compiled, document, install};
 
@@ -38,6 +38,10 @@ const AFTER: &str = r#"
     [block."10.6.0.0/16"]
 "#;
 
+fn until(set: &Compiled, until_ns: u64) -> Stage<'_> {
+    Stage { set, until_ns }
+}
+
 struct Trial {
     installed: Installed,
     confirmed: Compiled,
@@ -49,7 +53,7 @@ fn tried() -> Trial {
     let confirmed = compiled(&document(BEFORE), &installed);
     install(&mut installed, &confirmed, S);
     let pending = compiled(&document(AFTER), &installed);
-    let both = overlay(&confirmed, &pending, 70 * S).unwrap();
+    let both = overlay(&[until(&pending, 70 * S)], &confirmed).unwrap();
     install(&mut installed, &both, 10 * S);
     assert!(plan(&installed, &both, 11 * S).is_empty());
     Trial {
@@ -204,7 +208,7 @@ fn a_way_back_to_a_smaller_burst_leaves_a_clamp_to_be_done() {
     let small = compiled(&document(AFTER), &installed);
     install(&mut installed, &small, S);
     let large = compiled(&document(BEFORE), &installed);
-    let both = overlay(&small, &large, 70 * S).unwrap();
+    let both = overlay(&[until(&large, 70 * S)], &small).unwrap();
     install(&mut installed, &both, 10 * S);
     let of_alice = |now_ns| {
         clamps_in_force(&installed.policies, now_ns)
@@ -213,4 +217,104 @@ fn a_way_back_to_a_smaller_burst_leaves_a_clamp_to_be_done() {
             .count()
     };
     assert_eq!((of_alice(69 * S), of_alice(70 * S)), (0, 1));
+}
+
+/// Three documents, each without the trial that ends first: each holds until its own deadline.
+#[test]
+fn two_trials_of_different_objects_each_end_at_their_own_deadline() {
+    let mut installed = Installed::default();
+    let confirmed = compiled(&document(BEFORE), &installed);
+    install(&mut installed, &confirmed, S);
+    // Until 40 s: alice is slow and 10.6.0.0/16 is blocked. Until 70 s: the block alone.
+    let slow = BEFORE.replace(
+        "rate_limit = 50, time_window = 1, burst = 60",
+        "rate_limit = 5, time_window = 1, burst = 6",
+    );
+    let blocked = format!("{BEFORE}\n[block.\"10.6.0.0/16\"]");
+    let both = format!("{slow}\n[block.\"10.6.0.0/16\"]");
+    let both = compiled(&document(&both), &installed);
+    let blocked = compiled(&document(&blocked), &installed);
+    let stages = [until(&both, 40 * S), until(&blocked, 70 * S)];
+    let merged = overlay(&stages, &confirmed).unwrap();
+    install(&mut installed, &merged, 10 * S);
+    assert!(plan(&installed, &merged, 11 * S).is_empty());
+    for (now_s, burst, rule) in [
+        (20, 6, action::BLOCK),
+        (39, 6, action::BLOCK),
+        (40, 60, action::BLOCK),
+        (69, 60, action::BLOCK),
+        (70, 60, action::ZONE),
+    ] {
+        let now_ns = now_s * S;
+        let alice = meets(&installed, "192.0.2.1", now_ns);
+        assert_eq!(alice, (action::TRACKED, Some(burst)), "at {now_s} s");
+        assert_eq!(
+            meets(&installed, "10.6.1.1", now_ns).0,
+            rule,
+            "at {now_s} s"
+        );
+    }
+    // The first one over, the second is as it was: nothing that is in force moves.
+    let left = overlay(&[until(&blocked, 70 * S)], &confirmed).unwrap();
+    install(&mut installed, &left, 45 * S);
+    assert_eq!(meets(&installed, "10.6.1.1", 69 * S).0, action::BLOCK);
+    assert_eq!(meets(&installed, "10.6.1.1", 70 * S).0, action::ZONE);
+}
+
+/// A prefix on trial inside another one on trial: each falls back by itself.
+#[test]
+fn nested_prefixes_on_trial_fall_back_one_by_one() {
+    let mut installed = Installed::default();
+    let confirmed = compiled(&document(BEFORE), &installed);
+    install(&mut installed, &confirmed, S);
+    let with = |lists: &str| compiled(&document(&format!("{BEFORE}\n{lists}")), &installed);
+    let (wide, inner) = ("[block.\"192.0.0.0/16\"]", "[allow.\"192.0.7.0/24\"]");
+    let both = with(&format!("{wide}\n{inner}"));
+    // The inner one ends first, then the outer one; and the other way round.
+    for (middle, at_50) in [(with(wide), action::BLOCK), (with(inner), action::ALLOW)] {
+        let mut installed = installed.clone();
+        let stages = [until(&both, 40 * S), until(&middle, 70 * S)];
+        install(
+            &mut installed,
+            &overlay(&stages, &confirmed).unwrap(),
+            10 * S,
+        );
+        let meets = |now_s: u64| meets(&installed, "192.0.7.1", now_s * S).0;
+        assert_eq!(
+            (meets(20), meets(50), meets(70)),
+            (action::ALLOW, at_50, action::ZONE)
+        );
+    }
+}
+
+#[test]
+fn a_second_change_of_one_object_is_refused_by_name() {
+    let mut installed = Installed::default();
+    let confirmed = compiled(&document(BEFORE), &installed);
+    install(&mut installed, &confirmed, S);
+    let burst = |burst: u64| {
+        let text = BEFORE.replace("burst = 60", &format!("burst = {burst}"));
+        compiled(&document(&text), &installed)
+    };
+    let (first, second) = (burst(70), burst(80));
+    let stages = [until(&second, 40 * S), until(&first, 70 * S)];
+    let issue = overlay(&stages, &confirmed).unwrap_err();
+    assert!(
+        issue
+            .message
+            .starts_with("policy `client:alice` would change at two deadlines"),
+        "{issue}"
+    );
+
+    let text = |list: &str| document(&BEFORE.replace("[block.\"203.0.113.0/24\"]", list));
+    let (first, second) = (text(""), text("[allow.\"203.0.113.0/24\"]"));
+    let (first, second) = (compiled(&first, &installed), compiled(&second, &installed));
+    let stages = [until(&second, 40 * S), until(&first, 70 * S)];
+    let issue = overlay(&stages, &confirmed).unwrap_err();
+    assert!(
+        issue
+            .message
+            .starts_with("prefix `203.0.113.0/24` would change"),
+        "{issue}"
+    );
 }

@@ -3,7 +3,10 @@
 use std::net::Ipv4Addr;
 
 use ratelimiter_common::quota::Unit;
+use ratelimiter_common::vclock::{LEAD_NS, SegmentClock};
 use ratelimiter_common::verdict::{Mode, Reason, Verdict};
+use ratelimiter_userspace::clock::monotonic_ns;
+use ratelimiter_userspace::policy::clock::{ClockTarget, Edit, UnitTarget, edit};
 use tests::packet::Packet;
 use tests::program::{Program, Rule, XDP_DROP, XDP_PASS, policy};
 
@@ -121,4 +124,58 @@ fn nothing_is_dropped_while_the_agent_runs_in_shadow() {
     let cut = &from("192.0.2.1")[..20];
     assert_eq!(program.run(cut), XDP_PASS);
     assert_eq!(program.count(Reason::Malformed, Verdict::Pass), 1);
+}
+
+/// A packet rule as the policy module edits it into a clock.
+fn wish(rule: Rule) -> ClockTarget {
+    let piece = rule.piece(0, 0);
+    ClockTarget {
+        target: Some(UnitTarget {
+            limit: ratelimiter_common::quota::Limit {
+                speed: piece.speed,
+                burst: piece.burst,
+            },
+            mode: Mode::Enforce,
+        }),
+        way_back: None,
+    }
+}
+
+#[test]
+fn a_lowered_burst_and_one_more_change_hand_out_no_second_burst() {
+    tests::requires::bpf();
+    let mut program = Program::load();
+    let mut entry = policy(0, &[Rule::packets(1, 1_000)]);
+    program.set_policy(&entry);
+    program.set_zone(0, 0, &[Unit::Packets]);
+    let frame = from("192.0.2.1");
+    let packets = passes(&program, &frame, 1_100);
+    assert!((1_000..=1_001).contains(&packets), "{packets}");
+    // The second change pushes the piece with the large burst out of the entry.
+    for rule in [
+        Rule::packets(1, 10),
+        Rule::packets(2, 10),
+        Rule::packets(1, 10),
+    ] {
+        let now_ns = monotonic_ns();
+        let [packets, ..] = &mut entry.clocks;
+        let edited = edit(
+            packets,
+            &wish(rule),
+            &SegmentClock::REAL,
+            now_ns,
+            now_ns + LEAD_NS,
+        );
+        let Edit::Changed(clock) = edited else {
+            panic!("{edited:?}");
+        };
+        *packets = clock;
+        program.set_policy(&entry);
+        tests::process::rest(std::time::Duration::from_nanos(2 * LEAD_NS));
+    }
+    assert_eq!(passes(&program, &frame, 100), 0, "the debt is still owed");
+    // It was lowered to the burst by the refusals, so the source is not locked out for 1000 s.
+    tests::process::rest(std::time::Duration::from_millis(1_500));
+    let packets = passes(&program, &frame, 100);
+    assert!((1..=3).contains(&packets), "{packets}");
 }

@@ -305,6 +305,123 @@ async fn a_trial_takes_itself_back_unless_confirmed() {
     agent.stop().await;
 }
 
+/// When the kernel takes the limit of 192.0.2.7 back, in seconds from now.
+fn alices_way_back_s(agent: &Agent) -> Option<u64> {
+    let state = agent.plane.state();
+    let (_, value) = state
+        .prefixes
+        .iter()
+        .find(|(prefix, _)| prefix.to_string() == "192.0.2.7/32")?;
+    let [_, _, back] = &state.policies.get(&value.slot)?.clocks[0].pieces;
+    (back.from_ns != u64::MAX)
+        .then(|| back.from_ns.saturating_sub(crate::clock::monotonic_ns()) / 1_000_000_000)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_trials_each_hold_their_own_deadline() {
+    let agent = start(settings()).await;
+    agent.put("/v1/clients/alice", ALICE).await;
+    let limit = r#"{"rate_limit":99,"time_window":1,"unit":"packets"}"#;
+    let tried = agent.put("/v1/clients/alice/limit?try=2s", limit).await;
+    assert_eq!(tried.status, StatusCode::ACCEPTED, "{tried:?}");
+    let block = r#"{"cidr":"198.51.100.0/24"}"#;
+    let tried = agent.post("/v1/blocklist?try=60s", block).await;
+    assert_eq!(tried.status, StatusCode::ACCEPTED, "{tried:?}");
+    assert!(alices_way_back_s(&agent).unwrap() <= 2, "her own deadline");
+    let block_ends_in_s = || {
+        let until_ns = agent.plane.state().prefixes[&"198.51.100.0/24".parse().unwrap()].until_ns;
+        until_ns.saturating_sub(crate::clock::monotonic_ns()) / 1_000_000_000
+    };
+    assert!(block_ends_in_s() >= 50, "its own deadline");
+    for _ in 0..80 {
+        if agent.get("/v1/status").await.json()["pending"]
+            .as_array()
+            .unwrap()
+            .len()
+            == 1
+        {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let pending = agent.get("/v1/status").await.json()["pending"].clone();
+    assert_eq!(pending[0]["path"], "block/198.51.100.0/24", "{pending}");
+    assert_eq!(alices_burst(&agent), Some(20));
+    assert!(block_ends_in_s() >= 50, "the other trial goes on");
+    agent.post("/v1/changes:rollback", "").await;
+    assert!(
+        !agent
+            .plane
+            .state()
+            .prefixes
+            .contains_key(&"198.51.100.0/24".parse().unwrap())
+    );
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_what_is_on_trial_waits_for_it() {
+    let agent = start(settings()).await;
+    // Alice limits connections herself and has the packets of her segment.
+    let alice = |burst: u64| {
+        format!(
+            r#"{{"sources":["192.0.2.7/32"],"limits":{{"c":{{"rate_limit":1,"time_window":1,"burst":{burst},"unit":"connections"}}}}}}"#
+        )
+    };
+    let gold = |burst: u64| {
+        format!(
+            r#"{{"limits":{{"p":{{"rate_limit":1,"time_window":1,"burst":{burst},"unit":"packets"}}}}}}"#
+        )
+    };
+    agent.put("/v1/clients/alice", &alice(10)).await;
+    agent.put("/v1/segments/default", &gold(10)).await;
+    let tried = agent.put("/v1/segments/default?try=60s", &gold(20)).await;
+    assert_eq!(tried.status, StatusCode::ACCEPTED, "{tried:?}");
+    for path in [
+        "/v1/clients/alice?try=50s",
+        "/v1/clients/alice?try=50s&dry_run=true",
+    ] {
+        let detail = agent.put(path, &alice(20)).await.problem(409);
+        assert!(
+            detail.contains("policy `client:alice` would change at two deadlines"),
+            "{detail}"
+        );
+    }
+    let log = agent.get("/v1/changes").await.json();
+    assert_eq!(log["total"], 3, "what is refused is not stored: {log}");
+    // What needs the trial to stay is refused too: its segment may be gone in a minute.
+    agent.post("/v1/changes:confirm", "").await;
+    agent.put("/v1/segments/silver?try=60s", &gold(5)).await;
+    let detail = agent
+        .put("/v1/clients/bob", r#"{"segment":"silver"}"#)
+        .await
+        .problem(409);
+    assert!(detail.contains("`segments/silver` on trial"), "{detail}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_came_late_is_continued_from_where_it_is() {
+    let agent = start(settings()).await;
+    agent.put("/v1/clients/alice", ALICE).await;
+    let limit = |rate: u64| format!(r#"{{"rate_limit":{rate},"time_window":1,"unit":"packets"}}"#);
+    agent.plane.state().delay_next_apply_ns = 500_000_000;
+    agent.put("/v1/clients/alice/limit", &limit(50)).await;
+    let clock = || {
+        let state = agent.plane.state();
+        let slot = state.prefixes[&"192.0.2.7/32".parse().unwrap()].slot;
+        state.policies[&slot].clocks[0]
+    };
+    let [in_force, ..] = clock().pieces;
+    // As it was asked for, the change would be in force by now.
+    tokio::time::sleep(std::time::Duration::from_millis(60)).await;
+    agent.put("/v1/clients/alice/limit", &limit(70)).await;
+    let [first, second, _] = clock().pieces;
+    assert_eq!((first, second.burst >> 8), (in_force, 70));
+    assert_eq!(second.base, first.at(second.base_ns));
+    agent.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dry_run_and_a_refusal_of_the_kernel_change_nothing() {
     let agent = start(settings()).await;

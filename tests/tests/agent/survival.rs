@@ -111,6 +111,9 @@ fn limited(field: &Field) -> Agent<'_> {
         answer.status,
         answer.body
     );
+    // A change comes into force 20 ms after it was made: until then the old rate holds, and a flood
+    // that begins sooner rightly gets it.
+    rest(Duration::from_millis(100));
     agent
 }
 

@@ -3,6 +3,8 @@
 //! - [`policy`], [`control`], [`config`]: pure. What is configured, and what follows from it
 //! - [`dataplane`]: the kernel's maps, programs and links
 //! - [`limiter`]: the check API's buckets
+//! - `grpc`: the check API for proxies (feature `grpc`)
+//! - [`resp`]: the check API in the Redis protocol
 //! - [`store`]: what outlives the process
 //! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
 //! - [`metrics`]: what Prometheus sees
@@ -14,8 +16,11 @@ pub mod clock;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+#[cfg(feature = "grpc")]
+pub mod grpc;
 pub mod http;
 pub mod limiter;
 pub mod metrics;
 pub mod policy;
+pub mod resp;
 pub mod store;

@@ -276,10 +276,14 @@ impl Engine {
                     answer.reason = Reason::OverLimit;
                     answer.retry_after_ns = retry_ns;
                     answer.reset_after_ns = reset_ns;
+                    if ask.cost > 1 {
+                        less_would_pass(&rule.kind, word, ask.now_ns, &mut answer);
+                    }
                 }
                 Outcome::Never => {
                     answer.reason = Reason::ExceedsBurst;
                     answer.retry_after_ns = u64::MAX;
+                    less_would_pass(&rule.kind, word, ask.now_ns, &mut answer);
                 }
             }
             return Step::Done(self.done(&rule, answer, ask));
@@ -369,6 +373,21 @@ impl Engine {
     }
 }
 
+/// What is left for a cheaper arrival than the one that was refused.
+#[cold]
+#[inline(never)]
+fn less_would_pass(kind: &Kind, word: u64, now_ns: u64, answer: &mut Answer) {
+    if let Outcome::Passes {
+        remaining,
+        reset_ns,
+        ..
+    } = word::judge(kind, word, now_ns, 0)
+    {
+        answer.remaining = remaining;
+        answer.reset_after_ns = reset_ns;
+    }
+}
+
 /// Judges every quota in a held block: all or nothing is charged, the tightest answers.
 fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -> Answer {
     let asked = || {
@@ -410,6 +429,16 @@ fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -
                 answer.reason = Reason::ExceedsBurst;
                 answer.retry_after_ns = u64::MAX;
             }
+        }
+        if !answer.reason.allows()
+            && ask.cost > 1
+            && let Says::Passes {
+                remaining,
+                reset_ns,
+            } = meter.judge(states, now_ns, 0, false)
+        {
+            answer.remaining = remaining;
+            answer.reset_after_ns = reset_ns;
         }
         if meter.shadow && !single && !answer.reason.allows() {
             shadowed = true;

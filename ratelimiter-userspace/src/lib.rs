@@ -5,12 +5,14 @@
 //! - [`limiter`]: the check API's buckets
 //! - `grpc`: the check API for proxies (feature `grpc`)
 //! - [`resp`]: the check API in the Redis protocol
+//! - [`check`]: the limiter as the agent runs it, for every transport of the check API
 //! - [`store`]: what outlives the process
 //! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
 //! - [`metrics`]: what Prometheus sees
 //! - [`agent`]: the composition root, the only place that knows all of the above
 pub mod admin;
 pub mod agent;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -6,6 +6,7 @@
 //! - `observe`: reads what the kernel counts; `talkers`, `usage` keep it
 //! - `service`: the agent as people use it; `explain`, `events`, `reload` are parts of it
 //! - [`privileges`]: what the agent keeps of its rights
+mod checks;
 mod control;
 mod core;
 mod events;
@@ -146,7 +147,8 @@ pub async fn serve(
     ));
     let core = {
         let (plane, store, settings) = (Arc::clone(&plane), Arc::clone(&store), settings.clone());
-        tokio::task::spawn_blocking(move || build(&settings, plane, store))
+        let gate = Arc::clone(&gate);
+        tokio::task::spawn_blocking(move || build(&settings, plane, store, gate))
             .await
             .context("building the policy")??
     };
@@ -175,6 +177,17 @@ pub async fn serve(
         .name("observer".to_owned())
         .spawn(move || observer.run(&observer_stopped))
         .context("starting the observer thread")?;
+    let (stop_keeper, keeper_stopped) = std::sync::mpsc::channel();
+    let keeper = checks::Keeper {
+        checks: shared.checks.clone(),
+        store: Arc::clone(&store),
+        shared: Arc::clone(&shared),
+        every: Duration::from_millis(settings.store.flush_interval_ms),
+    };
+    let keeper_thread = std::thread::Builder::new()
+        .name("checks".to_owned())
+        .spawn(move || keeper.run(&keeper_stopped))
+        .context("starting the thread that saves usage")?;
     let reloader = Arc::new(Reloader {
         path: options.config_path.clone(),
         load: options.load.clone(),
@@ -240,11 +253,12 @@ pub async fn serve(
     drop(api);
     drop(reloader);
     drop(control);
-    drop(stop_observer);
+    drop((stop_observer, stop_keeper));
     tokio::task::spawn_blocking(move || {
         let observed = observer_thread.join().is_ok();
         let controlled = control_thread.join().is_ok();
-        observed && controlled
+        let kept = keeper_thread.join().is_ok();
+        observed && controlled && kept
     })
     .await
     .context("ending the threads")?
@@ -330,7 +344,10 @@ fn build(
     settings: &Settings,
     plane: Arc<dyn DataPlane>,
     store: Arc<dyn Store>,
+    gate: Arc<Gate>,
 ) -> anyhow::Result<Core> {
+    let usage = checks::load(store.as_ref());
+    let checks = checks::open(settings, gate, usage.as_ref())?;
     let config = plane.installed()?.config;
     let geometry = plane.tables();
     let mut flags = 0;
@@ -357,6 +374,7 @@ fn build(
         fixed: static_document(settings).0,
         confirm_within: Duration::from_secs(settings.safety.confirm_within_s),
         risky_percent: settings.safety.risky_percent,
+        checks: checks.clone(),
     };
     let core = Core::new(parts, |view| {
         Arc::new(Shared {
@@ -371,9 +389,14 @@ fn build(
             reload_error: ArcSwap::default(),
             save_error: ArcSwap::default(),
             apply_error: ArcSwap::default(),
+            checks_error: ArcSwap::default(),
+            checks: checks.clone(),
             begin: clock::instant(),
         })
     })?;
+    if let Some(usage) = &usage {
+        checks::restore(&checks, usage);
+    }
     Ok(core)
 }
 

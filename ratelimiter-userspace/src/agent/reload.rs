@@ -85,6 +85,9 @@ impl Reloader {
         let (fixed, _duplicates) = static_document(&settings);
         let mode = settings.mode();
         let mut changed = control.with(move |core| core.reload(fixed, mode)).await?;
+        if let Err(error) = self.shared.checks.configure(&settings) {
+            changed.warnings.push(error.to_string());
+        }
         self.gate
             .replace(credentials, &settings.admin.allowed_hosts);
         let plane = Arc::clone(&self.plane);

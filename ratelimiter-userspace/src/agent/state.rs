@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::events::Events;
 use super::talkers::Talker;
 use crate::admin::views::Pending;
+use crate::check::Checks;
 use crate::clock;
 use crate::dataplane::{Figures, Health, Stats};
 use crate::http::stats::HttpStats;
@@ -146,6 +147,9 @@ pub(super) struct Shared {
     pub(super) save_error: ArcSwap<String>,
     /// Why the last write of the policy failed; empty if it did not.
     pub(super) apply_error: ArcSwap<String>,
+    /// Why the last save of the check API's usage failed; empty if it did not.
+    pub(super) checks_error: ArcSwap<String>,
+    pub(super) checks: Checks,
     pub(super) begin: Instant,
 }
 
@@ -164,7 +168,7 @@ impl Shared {
                 age_ns as f64 / 1e9
             ));
         }
-        for error in [&self.apply_error, &self.save_error] {
+        for error in [&self.apply_error, &self.save_error, &self.checks_error] {
             let error = error.load();
             if !error.is_empty() {
                 problems.push(error.to_string());

@@ -15,6 +15,10 @@ const MAX_INTERFACE_BYTES: usize = 15;
 pub const MAX_INTERFACES: usize = 64;
 /// Credentials.
 pub const MAX_CREDENTIALS: usize = 1_000;
+/// Backends with settings of their own.
+pub const MAX_BACKENDS: usize = 64;
+/// Longest name of a header, in bytes.
+const MAX_HEADER_BYTES: usize = 64;
 /// Longest token, in bytes.
 const MAX_TOKEN_BYTES: usize = 512;
 
@@ -28,6 +32,7 @@ pub fn check(settings: &Settings) -> Vec<Issue> {
     check.numbers(settings);
     check.tables(settings);
     check.escalation(settings);
+    check.checks(settings);
     check.log(&settings.log.level);
     check.credentials(&settings.credentials);
     check.0
@@ -286,6 +291,63 @@ impl Check {
             4_096,
             1 << 28,
         );
+    }
+
+    fn checks(&mut self, settings: &Settings) {
+        let check = &settings.check;
+        self.range(&["check", "max_skew_ms"], check.max_skew_ms, 0, 5_000);
+        self.range(
+            &["check", "max_connections_per_peer"],
+            check.max_connections_per_peer.into(),
+            1,
+            1_000_000,
+        );
+        let header = &check.identity_header;
+        let legal = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
+        if header.len() > MAX_HEADER_BYTES || !header.bytes().all(legal) {
+            self.push(
+                &["check", "identity_header"],
+                format!(
+                    "`check.identity_header` is `{}`; it must be the name of a header of at most \
+                     {MAX_HEADER_BYTES} bytes, or empty",
+                    header.escape_debug()
+                ),
+            );
+        }
+        if settings.backends.len() > MAX_BACKENDS {
+            self.push(
+                &["backends"],
+                format!(
+                    "there are {} backends; there may be at most {MAX_BACKENDS}",
+                    settings.backends.len()
+                ),
+            );
+        }
+        for (name, backend) in &settings.backends {
+            if let Some(problem) = name_problem("backend", name) {
+                self.push(&["backends", name], problem);
+            }
+            let Some(breaker) = &backend.breaker else {
+                continue;
+            };
+            for (key, ratio) in [
+                ("deny_ratio", breaker.deny_ratio),
+                ("error_ratio", breaker.error_ratio),
+            ] {
+                if !(0.0..1.0).contains(&ratio) {
+                    self.push(
+                        &["backends", name, "breaker", key],
+                        format!("`{key}` is {ratio}; it must be 0 (never) or between 0 and 1"),
+                    );
+                }
+            }
+            self.range(
+                &["backends", name, "breaker", "probes"],
+                breaker.probes,
+                1,
+                1_000_000,
+            );
+        }
     }
 
     fn escalation(&mut self, settings: &Settings) {

@@ -26,7 +26,9 @@ pub use load::{File, Loaded, load};
 pub use locate::Place;
 pub use problem::{Origin, Problem, Refused};
 pub use settings::Settings;
-pub use values::{Attach, AttachMode, Interface, Listen, LogFormat, Malformed, Right, Secret};
+pub use values::{
+    Attach, AttachMode, Interface, Listen, LogFormat, Malformed, Right, Secret, UnknownClients,
+};
 
 /// Where the agent looks for its configuration unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/ratelimiter/ratelimiter.toml";

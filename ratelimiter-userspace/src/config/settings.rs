@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::values::{Interface, Listen, LogFormat, Malformed, Right, Secret};
+use super::values::{Interface, Listen, LogFormat, Malformed, Right, Secret, UnknownClients};
 use crate::policy::model::{Client, LimitSpec, Limits, Mode, Segment, Unit};
 use crate::policy::units::Window;
 
@@ -40,6 +40,8 @@ pub struct Settings {
     pub safety: Safety,
     /// Kernel blocks for clients that keep being refused by the check API.
     pub escalation: Escalation,
+    /// What is protected, by the name that segments call it.
+    pub backends: BTreeMap<String, Backend>,
     /// Log lines.
     pub log: Log,
     /// Who may use the admin API, by name. Needed for every listener that is not on loopback.
@@ -84,15 +86,53 @@ pub struct Check {
     pub resp: Listen,
     /// Clients whose usage is kept in memory.
     pub max_clients: u64,
+    /// What applies to a client nobody configured: `default_segment`, `deny` or `allow`.
+    pub unknown_clients: UnknownClients,
+    /// How far a caller's `request_timestamp` may be from this host's clock, in milliseconds, at
+    /// most 5000; one further off counts as that far off, and the answer says so.
+    pub max_skew_ms: u64,
+    /// Header that names the client at `/v1/authz`, set by the proxy and never by its clients;
+    /// empty for none: then the client is the address that asks.
+    pub identity_header: String,
     /// Largest request body, in bytes.
     pub max_body_bytes: u64,
     /// Connections served at once.
     pub max_connections: u32,
+    /// Connections of one address served at once; those from loopback are bounded by
+    /// `max_connections` alone.
+    pub max_connections_per_peer: u32,
     /// How long a client may take to send its request head, in milliseconds.
     pub header_timeout_ms: u64,
     /// Addresses and prefixes of proxies whose `X-Forwarded-For` is believed.
     #[schema(value_type = Vec<String>)]
     pub trusted_proxies: Vec<ipnet::IpNet>,
+}
+
+/// Something that is protected.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Backend {
+    /// Refuses all checks of the backend's clients for a while when it fails, or when they are
+    /// consistently limited. Off unless configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub breaker: Option<Breaker>,
+}
+
+/// When a circuit breaker opens and closes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Breaker {
+    /// Opens when more than this share of checks is refused for as long as `for`; 0 for never.
+    pub deny_ratio: f64,
+    /// How long the share of refusals must stay above `deny_ratio`.
+    #[serde(rename = "for")]
+    pub deny_for: Window,
+    /// Opens when more than this share of reported outcomes are errors; 0 for never.
+    pub error_ratio: f64,
+    /// How long it stays open before it lets probes through.
+    pub open_for: Window,
+    /// Requests let through as probes.
+    pub probes: u64,
 }
 
 /// The kernel program.
@@ -227,6 +267,7 @@ impl Default for Settings {
             store: StoreSettings::default(),
             safety: Safety::default(),
             escalation: Escalation::default(),
+            backends: BTreeMap::new(),
             log: Log::default(),
             credentials: BTreeMap::new(),
             segments: BTreeMap::new(),
@@ -264,10 +305,31 @@ impl Default for Check {
             grpc: loopback(9742),
             resp: Listen::Off,
             max_clients: 1_000_000,
+            unknown_clients: UnknownClients::DefaultSegment,
+            max_skew_ms: 2_000,
+            identity_header: String::new(),
             max_body_bytes: 64 * 1024,
             max_connections: 10_000,
+            max_connections_per_peer: 1_000,
             header_timeout_ms: 5_000,
             trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// A window of whole seconds within the bounds.
+fn seconds(seconds: u64) -> Window {
+    Window::from_ns(seconds * 1_000_000_000).unwrap_or(Window::MINUTE)
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            deny_ratio: 0.5,
+            deny_for: seconds(30),
+            error_ratio: 0.5,
+            open_for: seconds(10),
+            probes: 10,
         }
     }
 }

@@ -11,7 +11,14 @@ use super::problem::Origin;
 use super::settings::Settings;
 
 /// Settings that are tables of the user's own names, or lists of tables: shown in [`OBJECTS`].
-const OPEN: [&str; 5] = ["credentials", "segments", "clients", "allow", "block"];
+const OPEN: [&str; 6] = [
+    "backends",
+    "credentials",
+    "segments",
+    "clients",
+    "allow",
+    "block",
+];
 
 /// The commented objects at the end of the example.
 const OBJECTS: &str = r#"
@@ -19,6 +26,15 @@ const OBJECTS: &str = r#"
 #[credentials.operator]
 #token_file = "/etc/ratelimiter/operator.token"
 #rights = ["write"]
+
+# What is protected: `default`, unless a segment names another `backend`. The breaker refuses
+# its clients' checks for a while when outcomes are errors, or most checks are refused.
+#[backends.default.breaker]
+#deny_ratio = 0.5
+#for = "30s"
+#error_ratio = 0.5
+#open_for = "10s"
+#probes = 10
 
 # Segments: limits of each of their clients, and of each source in `sources`.
 # `default` is the segment of everybody else: what it does not limit here has the

@@ -181,6 +181,19 @@ pub enum Malformed {
     Budget,
 }
 
+/// What applies to a client nobody configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownClients {
+    /// The default segment's limits.
+    #[default]
+    DefaultSegment,
+    /// Nothing passes.
+    Deny,
+    /// Everything passes.
+    Allow,
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]

@@ -166,12 +166,42 @@ impl Gate {
         if allows(&caller.rights, right) {
             Ok(caller)
         } else {
-            Err(Problem::forbidden(format!(
-                "credential `{}` lacks the right `{}`",
-                caller.name,
-                right.word()
-            )))
+            Err(lacks(&caller.name, right))
         }
+    }
+
+    /// Admits a caller of the check API. A credential is needed as soon as one names the right
+    /// `check`, and always on a listener that others can reach (`exposed`); `token` is what the
+    /// caller sent.
+    ///
+    /// # Errors
+    ///
+    /// 401 without a valid credential, 403 with one that lacks the right.
+    pub fn admit_check(&self, exposed: bool, token: Option<&str>) -> Result<(), Problem> {
+        let Some(token) = token else {
+            return if exposed || self.guards_checks() {
+                Err(Problem::unauthorized(
+                    "a credential is needed: `Authorization: Bearer <token>`",
+                ))
+            } else {
+                Ok(())
+            };
+        };
+        let holder = self.holder(token, &Peer::Socket)?;
+        if allows(&holder.rights, Right::Check) {
+            Ok(())
+        } else {
+            Err(lacks(&holder.name, Right::Check))
+        }
+    }
+
+    /// Whether some credential names the right `check`, so that the check API asks for one.
+    #[must_use]
+    pub fn guards_checks(&self) -> bool {
+        let credentials = self.credentials.load();
+        credentials
+            .iter()
+            .any(|credential| credential.rights.contains(&Right::Check))
     }
 
     fn holder(&self, token: &str, peer: &Peer) -> Result<Caller, Problem> {
@@ -219,6 +249,13 @@ impl Gate {
             }),
         }
     }
+}
+
+fn lacks(name: &str, right: Right) -> Problem {
+    Problem::forbidden(format!(
+        "credential `{name}` lacks the right `{}`",
+        right.word()
+    ))
 }
 
 fn anonymous(peer: &Peer) -> Caller {

@@ -8,11 +8,63 @@ use super::engine::Engine;
 use super::identity::{ClientKey, Identity};
 use super::spec::{PolicySpec, SpecError};
 use super::{Unknown, check_client_id};
-use crate::policy::model::{DEFAULT_SEGMENT, Document, Mode, Segment};
+use crate::policy::model::{DEFAULT_SEGMENT, Document, Mode};
+use crate::policy::resolve::segment_of;
+
+/// A document's policies: by segment, and by client with its segment.
+struct Resolved<'a> {
+    segments: Vec<(&'a str, PolicySpec)>,
+    clients: Vec<(&'a str, Option<PolicySpec>, &'a str)>,
+}
+
+/// Why a document cannot be enforced, and where in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}/{name}: {error}", if *.client { "clients" } else { "segments" })]
+pub struct DocumentError {
+    /// Whether it is a client; else a segment.
+    pub client: bool,
+    /// Its id or name.
+    pub name: String,
+    /// What is wrong.
+    pub error: SpecError,
+}
+
+fn resolve(document: &Document, mode: Mode) -> Result<Resolved<'_>, DocumentError> {
+    let at = |client, name: &str| {
+        let name = name.to_owned();
+        move |error| DocumentError {
+            client,
+            name,
+            error,
+        }
+    };
+    let implied = (!document.segments.contains_key(DEFAULT_SEGMENT)).then_some(DEFAULT_SEGMENT);
+    let names = document.segments.keys().map(String::as_str).chain(implied);
+    let mut segments = Vec::new();
+    for name in names {
+        let spec = PolicySpec::of_segment(document, name, mode).map_err(at(false, name))?;
+        segments.push((name, spec));
+    }
+    let mut clients = Vec::with_capacity(document.clients.len());
+    for (id, client) in &document.clients {
+        check_client_id(id.as_bytes())
+            .map_err(SpecError::from)
+            .map_err(at(true, id))?;
+        let own = PolicySpec::of_client(document, client, mode).map_err(at(true, id))?;
+        clients.push((id.as_str(), own, segment_of(client)));
+    }
+    Ok(Resolved { segments, clients })
+}
+
+/// Whether a limiter could enforce `document` under `mode`; how many policies there may be is known
+/// to the limiter alone.
+pub fn check_document(document: &Document, mode: Mode) -> Result<(), DocumentError> {
+    resolve(document, mode).map(drop)
+}
 
 /// What was applied last.
-#[derive(Default)]
 pub(super) struct Applied {
+    mode: Mode,
     /// Policy of each segment, by name. Numbers stay while the limiter lives.
     segments: HashMap<String, u32>,
     /// Policy of each client of the document.
@@ -22,6 +74,22 @@ pub(super) struct Applied {
 }
 
 impl Applied {
+    /// Nothing yet.
+    pub(super) fn new(mode: Mode) -> Self {
+        Self {
+            mode,
+            segments: HashMap::new(),
+            clients: HashMap::new(),
+            unlimited: None,
+            unknown: Unknown::default(),
+        }
+    }
+
+    /// The mode that bounds every other.
+    pub(super) fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// Puts `document` in force, whole or not at all.
     pub(super) fn apply(
         &mut self,
@@ -32,22 +100,11 @@ impl Applied {
         now_ns: u64,
     ) -> Result<(), SpecError> {
         // Everything that can be refused is, before anything changes.
-        let missing = Segment::default();
-        let mut segments: Vec<(&str, PolicySpec)> = Vec::new();
-        for (name, segment) in &document.segments {
-            segments.push((name, PolicySpec::of_segment(name, segment, mode)?));
-        }
-        if !document.segments.contains_key(DEFAULT_SEGMENT) {
-            let spec = PolicySpec::of_segment(DEFAULT_SEGMENT, &missing, mode)?;
-            segments.push((DEFAULT_SEGMENT, spec));
-        }
-        let mut clients: Vec<(ClientKey, Option<PolicySpec>, &str)> = Vec::new();
-        for (id, client) in &document.clients {
-            check_client_id(id.as_bytes())?;
-            let key = identity.of(id.as_bytes());
-            let segment = client.segment.as_deref().unwrap_or(DEFAULT_SEGMENT);
-            clients.push((key, PolicySpec::of_client(document, client, mode)?, segment));
-        }
+        let Resolved { segments, clients } = resolve(document, mode).map_err(|at| at.error)?;
+        let clients: Vec<(ClientKey, Option<PolicySpec>, &str)> = clients
+            .into_iter()
+            .map(|(id, own, segment)| (identity.of(id.as_bytes()), own, segment))
+            .collect();
 
         let known = self.segments.clone();
         let (numbers, assigned) = engine.registry.edit(now_ns, |edit| {
@@ -73,6 +130,7 @@ impl Applied {
             Ok((numbers, assigned))
         })?;
         self.segments = numbers;
+        self.mode = mode;
 
         let before = std::mem::replace(&mut self.clients, assigned);
         let default_changed = self.assign(engine, &before, now_ns)?;

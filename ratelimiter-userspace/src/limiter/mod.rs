@@ -49,9 +49,11 @@ pub mod source;
 pub mod spec;
 mod table;
 pub mod time;
+mod upkeep;
 mod word;
 
 pub use answer::{Answer, Reason};
+pub use apply::{DocumentError, check_document};
 pub use breakers::BreakerStatus;
 pub use builder::{BuildError, Builder};
 pub use class::{Call, Class};

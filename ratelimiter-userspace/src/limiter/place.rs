@@ -31,6 +31,8 @@ pub(super) struct Tally {
     pub(super) evicted_in_debt: AtomicU64,
     pub(super) without_block: AtomicU64,
     pub(super) converted: AtomicU64,
+    /// Clients whose debt was forgiven on request.
+    pub(super) resets: AtomicU64,
 }
 
 /// A way, and what was seen in it.

@@ -33,7 +33,6 @@ pub(super) struct Inner {
     pub(super) identity: Identity,
     pub(super) applied: Mutex<Applied>,
     time_mode: TimeMode,
-    mode: Mode,
     source: OnceLock<Source>,
 }
 
@@ -115,9 +114,8 @@ impl RateLimiter {
             inner: Arc::new(Inner {
                 engine,
                 identity,
-                applied: Mutex::default(),
+                applied: Mutex::new(Applied::new(mode)),
                 time_mode,
-                mode,
                 source: OnceLock::new(),
             }),
         }
@@ -335,12 +333,18 @@ impl RateLimiter {
     /// Puts a document in force, whole or not at all. Nobody's debt is forgotten: clients whose
     /// limits changed keep what they owe, in units, up to the new limit.
     pub fn apply_document(&self, document: &Document) -> Result<(), SpecError> {
+        let mode = self.applied().mode();
+        self.apply_document_in(document, mode)
+    }
+
+    /// As [`RateLimiter::apply_document`], with another mode to bound those of the document.
+    pub fn apply_document_in(&self, document: &Document, mode: Mode) -> Result<(), SpecError> {
         let inner = &*self.inner;
         self.applied().apply(
             &inner.engine,
             &inner.identity,
             document,
-            inner.mode,
+            mode,
             self.edit_ns(),
         )
     }
@@ -413,7 +417,9 @@ impl RateLimiter {
     /// Forgets what a client owes; whether it was known.
     pub fn reset(&self, client_id: impl AsRef<[u8]>) -> bool {
         let key = self.inner.identity.of(client_id.as_ref());
-        self.inner.engine.forget(key)
+        let engine = &self.inner.engine;
+        engine.tally.resets.fetch_add(1, Ordering::Relaxed);
+        engine.forget(key)
     }
 
     /// Describes a policy, by the number in an answer.
@@ -490,13 +496,6 @@ impl RateLimiter {
     #[must_use]
     pub fn identity_key(&self) -> IdentityKey {
         self.inner.identity.key()
-    }
-
-    /// Looks through `groups` groups of the table for idle clients and lets go of them; returns how
-    /// many. Every new client pays for one group, so a limiter nobody maintains stays tidy too; an
-    /// agent calls this so that the number of clients is current.
-    pub fn maintain(&self, groups: usize) -> u64 {
-        self.inner.engine.sweep_some(groups, self.now_ns())
     }
 
     /// The time edits count from. By the caller's clock each client's is its newest stamp.

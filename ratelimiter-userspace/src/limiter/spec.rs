@@ -8,13 +8,12 @@ use std::sync::Arc;
 use ratelimiter_common::quota::{MAX_BURST, Quota, QuotaError, Unit as CommonUnit};
 
 use crate::policy::model::{
-    Algorithm, Client, DEFAULT_SEGMENT, Document, LimitSpec, Limits, Mode, Segment, Unit,
+    Algorithm, Client, DEFAULT_SEGMENT, Document, LimitSpec, Mode, Segment, Unit,
 };
+use crate::policy::resolve::{Effective, request_limits, segment_of};
 
 /// Largest limit of a sliding log: its memory is eight bytes per unit and client.
 pub const MAX_LOG_LIMIT: u64 = 4_096;
-/// Largest limit for which the sliding log is the default.
-pub const DEFAULT_LOG_LIMIT: u64 = 64;
 /// Most request quotas a client may have at once.
 pub const MAX_QUOTAS: usize = 16;
 /// How the segments of classes begin; no configured segment may contain a colon.
@@ -85,17 +84,10 @@ pub enum SpecError {
 impl QuotaSpec {
     /// Resolves a limit; `None` where it is switched off.
     fn resolve(name: &str, limit: &LimitSpec, mode: Mode) -> Result<Option<Self>, SpecError> {
-        let mode = limit.mode.unwrap_or(mode);
         if mode == Mode::Off {
             return Ok(None);
         }
-        let algorithm = limit
-            .algorithm
-            .unwrap_or(if limit.rate_limit <= DEFAULT_LOG_LIMIT {
-                Algorithm::SlidingLog
-            } else {
-                Algorithm::SlidingWindow
-            });
+        let algorithm = limit.algorithm();
         let spec = Self {
             name: Arc::from(name),
             algorithm,
@@ -139,24 +131,17 @@ impl QuotaSpec {
         }
     }
 
-    /// A quota that is not from a [`Document`]: `rate_limit` requests per `window_ns`, default
-    /// algorithm, enforced.
+    /// A quota that is not from a [`Document`]: enforced unless it says otherwise itself.
     pub(super) fn simple(name: &str, limit: &LimitSpec) -> Result<Self, SpecError> {
-        Self::resolve(name, limit, Mode::Enforce)?
+        Self::resolve(name, limit, limit.mode.unwrap_or(Mode::Enforce))?
             .ok_or_else(|| SpecError::Quota(name.to_owned(), QuotaError::ZeroRate))
     }
 }
 
-fn requests(limits: &Limits) -> impl Iterator<Item = (&String, &LimitSpec)> {
-    limits
-        .iter()
-        .filter(|(_, limit)| limit.unit == Unit::Requests)
-}
-
-fn resolve_all(limits: &Limits, mode: Mode) -> Result<Vec<QuotaSpec>, SpecError> {
+fn resolve_all(limits: &[Effective<'_>]) -> Result<Vec<QuotaSpec>, SpecError> {
     let mut quotas = Vec::new();
-    for (name, limit) in requests(limits) {
-        quotas.extend(QuotaSpec::resolve(name, limit, mode)?);
+    for limit in limits {
+        quotas.extend(QuotaSpec::resolve(limit.name, limit.spec, limit.mode)?);
     }
     if quotas.len() > MAX_QUOTAS {
         return Err(SpecError::TooManyQuotas(quotas.len()));
@@ -164,14 +149,19 @@ fn resolve_all(limits: &Limits, mode: Mode) -> Result<Vec<QuotaSpec>, SpecError>
     Ok(quotas)
 }
 
+fn backend_of(segment: Option<&Segment>) -> Arc<str> {
+    let named = segment.and_then(|segment| segment.backend.as_deref());
+    Arc::from(named.unwrap_or(DEFAULT_BACKEND))
+}
+
 impl PolicySpec {
     /// The policy of a segment's clients that have no request limit of their own. `mode` is the
-    /// agent's, for segments that name none.
-    pub fn of_segment(name: &str, segment: &Segment, mode: Mode) -> Result<Self, SpecError> {
+    /// agent's, which bounds every other.
+    pub fn of_segment(document: &Document, name: &str, mode: Mode) -> Result<Self, SpecError> {
         Ok(Self {
-            quotas: resolve_all(&segment.limits, segment.mode.unwrap_or(mode))?,
+            quotas: resolve_all(&request_limits(document, None, name, mode))?,
             segment: Arc::from(name),
-            backend: Arc::from(segment.backend.as_deref().unwrap_or(DEFAULT_BACKEND)),
+            backend: backend_of(document.segments.get(name)),
         })
     }
 
@@ -181,24 +171,23 @@ impl PolicySpec {
         client: &Client,
         mode: Mode,
     ) -> Result<Option<Self>, SpecError> {
-        let name = client.segment.as_deref().unwrap_or(DEFAULT_SEGMENT);
+        let name = segment_of(client);
         let segment = document.segments.get(name);
         if segment.is_none() && name != DEFAULT_SEGMENT {
             return Err(SpecError::UnknownSegment(name.to_owned()));
         }
-        let none = Segment::default();
-        let segment = segment.unwrap_or(&none);
-        let own = requests(&client.limits).next().is_some();
+        let own = client
+            .limits
+            .values()
+            .any(|limit| limit.unit == Unit::Requests);
         // A client with its own mode is judged apart even where the limits are the segment's.
         if !own && client.mode.is_none() {
             return Ok(None);
         }
-        let limits = if own { &client.limits } else { &segment.limits };
-        let mode = client.mode.or(segment.mode).unwrap_or(mode);
         Ok(Some(Self {
-            quotas: resolve_all(limits, mode)?,
+            quotas: resolve_all(&request_limits(document, Some(client), name, mode))?,
             segment: Arc::from(name),
-            backend: Arc::from(segment.backend.as_deref().unwrap_or(DEFAULT_BACKEND)),
+            backend: backend_of(segment),
         }))
     }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use ratelimiter_userspace::config::check::{exposure, mode_problem};
+use ratelimiter_userspace::config::settings::Breaker;
 use ratelimiter_userspace::config::show::{default_text, example, schema, show};
 use ratelimiter_userspace::config::statics::overlay;
 use ratelimiter_userspace::config::{
@@ -60,7 +61,10 @@ fn the_example_changes_nothing_and_its_comments_are_the_defaults() {
         .collect::<Vec<_>>()
         .join("\n");
     let loaded = from_text(&told).unwrap_or_else(|refused| panic!("{refused}\n{told}"));
+    let breaker = loaded.settings.backends["default"].breaker.clone();
+    assert_eq!(breaker, Some(Breaker::default()));
     let plain = Settings {
+        backends: BTreeMap::new(),
         credentials: BTreeMap::new(),
         segments: BTreeMap::new(),
         clients: BTreeMap::new(),

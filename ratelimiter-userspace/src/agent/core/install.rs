@@ -8,6 +8,7 @@ use ratelimiter_common::abi::config::ZONES;
 use ratelimiter_common::abi::policy::{PolicyEntry, Zone};
 
 use crate::admin::{AdminError, Result};
+use crate::check::Checks;
 use crate::clock;
 use crate::config::statics::overlay;
 use crate::dataplane::{DataPlane, Error as PlaneError};
@@ -15,6 +16,7 @@ use crate::policy::lookup::Lookup;
 use crate::policy::model::{Document, Mode};
 use crate::policy::plan::{Installed, plan};
 use crate::policy::set::{Compiled, Inputs, compile};
+use crate::policy::validate::Issue;
 
 use super::Core;
 use super::errors::{invalid, plane_error};
@@ -37,7 +39,18 @@ impl Core {
         let (policies, zones) = (&self.installed.policies, &self.installed.zones);
         let compiled =
             compile(&document, &inputs, policies, zones).map_err(|issues| invalid(&issues))?;
+        Checks::check_document(&document, mode).map_err(|at| {
+            let kind = if at.client { "clients" } else { "segments" };
+            invalid(&[Issue::at(&[kind, &at.name], at.error.to_string())])
+        })?;
         Ok((document, compiled))
+    }
+
+    /// Puts the document in force at the check API too.
+    pub(super) fn apply_checks(&self) -> Result<()> {
+        self.checks
+            .apply(&self.document, self.inputs.mode)
+            .map_err(|error| AdminError::Capacity(error.to_string()))
     }
 
     /// As [`Self::compile`], against numbers that are not all installed.
@@ -91,7 +104,8 @@ impl Core {
                 self.installed = installed;
                 let next = self.in_force();
                 self.install(&next)
-            });
+            })
+            .and_then(|()| self.apply_checks());
         let text = match again {
             Ok(()) => String::new(),
             Err(error) => {

@@ -18,6 +18,7 @@ use super::state::{Shared, Trial, View};
 use crate::admin::edit::object;
 use crate::admin::views::{Changed, EventKind};
 use crate::admin::{AdminError, Caller, ChangeOptions, Edit, Result};
+use crate::check::Checks;
 use crate::clock;
 use crate::config::statics::overlay;
 use crate::dataplane::DataPlane;
@@ -43,6 +44,7 @@ pub(super) struct Core {
     trials: Vec<Trial>,
     confirm_within: Duration,
     risky_percent: u8,
+    checks: Checks,
 }
 
 /// What the core is built from.
@@ -53,6 +55,7 @@ pub(super) struct Parts {
     pub(super) fixed: Document,
     pub(super) confirm_within: Duration,
     pub(super) risky_percent: u8,
+    pub(super) checks: Checks,
 }
 
 impl Core {
@@ -96,6 +99,7 @@ impl Core {
             trials,
             confirm_within: parts.confirm_within,
             risky_percent: parts.risky_percent,
+            checks: parts.checks,
         };
         // A trial that ended while nobody was there is taken back before anybody can see it.
         core.tick();
@@ -103,6 +107,7 @@ impl Core {
         core.install(&next)?;
         // What was still to be clamped when an earlier agent died.
         core.clamp()?;
+        core.apply_checks()?;
         core.publish();
         Ok(core)
     }
@@ -190,7 +195,8 @@ impl Core {
         self.inputs.mode = mode;
         let installed = self
             .leased(&self.stored, &self.compiled, &self.trials)
-            .and_then(|next| self.install(&next));
+            .and_then(|next| self.install(&next))
+            .and_then(|()| self.apply_checks());
         if let Err(error) = installed {
             (self.fixed, self.document, self.compiled, self.inputs.mode) = before;
             self.reinstall();
@@ -276,7 +282,10 @@ impl Core {
         });
         self.stored = stored;
         self.compiled = compiled;
-        let applied = self.save_trials().and_then(|()| self.install(&next));
+        let applied = self
+            .save_trials()
+            .and_then(|()| self.install(&next))
+            .and_then(|()| self.apply_checks());
         if let Err(error) = applied {
             self.take_back(before, &what, &error);
             return Err(error);

@@ -1,6 +1,7 @@
-//! The check plane's usage on disk: put back at the start, saved every flush interval and at the
-//! end.
+//! The check plane in the agent: its listener, and its usage on disk, put back at the start, saved
+//! every flush interval and at the end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
@@ -8,8 +9,11 @@ use std::time::Duration;
 use super::state::Shared;
 use crate::check::Checks;
 use crate::clock;
-use crate::config::Settings;
+use crate::config::{Right, Settings};
+use crate::http::check::CheckApi;
 use crate::http::gate::Gate;
+use crate::http::listen::ListenError;
+use crate::http::{Limits, Listener};
 use crate::limiter::{IdentityKey, snapshot};
 use crate::store::Store;
 
@@ -70,6 +74,35 @@ pub(super) fn restore(checks: &Checks, found: &Found) {
             tracing::error!(%error, "usage of the check API is not put back: every bucket starts full");
         }
     }
+}
+
+/// Binds the check API's listener. On an address others can reach it needs a credential that may
+/// check.
+pub(super) async fn bind(
+    settings: &Settings,
+    address: SocketAddr,
+) -> Result<Listener, ListenError> {
+    let locked = settings
+        .credentials
+        .values()
+        .any(|credential| credential.grants(Right::Check));
+    Listener::tcp_for("check.http", address, locked).await
+}
+
+/// The check API over HTTP, and the bounds of its listener.
+pub(super) fn api(settings: &Settings, checks: &Checks, exposed: bool) -> (CheckApi, Limits) {
+    let check = &settings.check;
+    let header_timeout = Duration::from_millis(check.header_timeout_ms);
+    let limits = Limits {
+        connections: check.max_connections as usize,
+        connections_per_peer: check.max_connections_per_peer as usize,
+        header_timeout,
+        drain: Duration::from_millis(settings.safety.drain_ms),
+        ..Limits::default()
+    };
+    let max_body_bytes = usize::try_from(check.max_body_bytes).unwrap_or(usize::MAX);
+    let api = CheckApi::new(checks.clone(), exposed, max_body_bytes, header_timeout);
+    (api, limits)
 }
 
 /// Saves usage while the agent runs.

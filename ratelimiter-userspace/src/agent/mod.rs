@@ -50,7 +50,7 @@ use crate::config::{Malformed, Secret, Settings};
 use crate::dataplane::{self, DataPlane, OpenOptions, XdpDataPlane};
 use crate::http::gate::{Credential, Gate};
 use crate::http::stats::HttpStats;
-use crate::http::{self, Api, Limits, Listener};
+use crate::http::{self, Api, Limits, Listener, Workers};
 use crate::policy::prefixes::TimeBase;
 use crate::policy::set::{Geometry, Inputs};
 use crate::store::{EmbeddedStore, MemoryStore, Store};
@@ -135,7 +135,7 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
 /// As [`run`].
 pub async fn serve(
     options: Options,
-    listeners: Vec<Listener>,
+    listeners: Listeners,
     plane: Arc<dyn DataPlane>,
     store: Arc<dyn Store>,
     shutdown: impl Future<Output = ()>,
@@ -224,17 +224,34 @@ pub async fn serve(
         ..Limits::default()
     };
     let mut servers = tokio::task::JoinSet::new();
-    for listener in listeners {
+    let until_stopped = || {
         let mut stopped = stopped.clone();
-        let stats = Arc::clone(&shared.http);
+        async move {
+            let _ended = stopped.wait_for(|stopped| *stopped).await.is_ok();
+        }
+    };
+    for listener in listeners.admin {
+        let stats = Arc::clone(&shared.http.connections);
         servers.spawn(http::serve(
             listener,
             api.router(),
             limits,
             stats,
-            async move {
-                let _ended = stopped.wait_for(|stopped| *stopped).await.is_ok();
-            },
+            None,
+            until_stopped(),
+        ));
+    }
+    if let Some(listener) = listeners.check {
+        let exposed = listener.is_exposed();
+        let workers = Workers::start().context("starting the threads of the check API")?;
+        let (answers, limits) = checks::api(&settings, &shared.checks, exposed);
+        servers.spawn(http::serve(
+            listener,
+            answers,
+            limits,
+            Arc::clone(&shared.check_connections),
+            Some(Arc::new(workers)),
+            until_stopped(),
         ));
     }
     shared.started.store(true, Ordering::Relaxed);
@@ -266,8 +283,17 @@ pub async fn serve(
     .context("a thread of the agent panicked")
 }
 
+/// Where the agent listens.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    /// The admin API.
+    pub admin: Vec<Listener>,
+    /// The check API over HTTP.
+    pub check: Option<Listener>,
+}
+
 /// Binds every listener. Nothing else has been touched yet.
-async fn listen(settings: &Settings) -> anyhow::Result<Vec<Listener>> {
+async fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
     let mut listeners = Vec::new();
     if let Some(address) = settings.admin.listen.address() {
         let locked = !settings.credentials.is_empty();
@@ -276,6 +302,10 @@ async fn listen(settings: &Settings) -> anyhow::Result<Vec<Listener>> {
     if !settings.admin.socket.is_empty() {
         listeners.push(Listener::unix(Path::new(&settings.admin.socket)).await?);
     }
+    let check = match settings.check.http.address() {
+        Some(address) => Some(checks::bind(settings, address).await?),
+        None => None,
+    };
     if listeners.is_empty() {
         tracing::warn!(
             "neither `admin.listen` nor `admin.socket` is set: nobody can ask the agent"
@@ -284,12 +314,23 @@ async fn listen(settings: &Settings) -> anyhow::Result<Vec<Listener>> {
     for address in listeners.iter().filter_map(Listener::address) {
         tracing::info!(%address, "admin API");
     }
-    Ok(listeners)
+    if let Some(address) = check.as_ref().and_then(Listener::address) {
+        tracing::info!(%address, "check API");
+    }
+    Ok(Listeners {
+        admin: listeners,
+        check,
+    })
 }
 
 /// The TCP address a test may bind before it calls [`serve`].
 pub async fn bind(address: SocketAddr, settings: &Settings) -> anyhow::Result<Listener> {
     Ok(Listener::tcp(address, !settings.credentials.is_empty()).await?)
+}
+
+/// The TCP address a test may bind for the check API before it calls [`serve`].
+pub async fn bind_check(address: SocketAddr, settings: &Settings) -> anyhow::Result<Listener> {
+    Ok(checks::bind(settings, address).await?)
 }
 
 fn tables(settings: &Settings) -> dataplane::Tables {
@@ -390,6 +431,7 @@ fn build(
             save_error: ArcSwap::default(),
             apply_error: ArcSwap::default(),
             checks_error: ArcSwap::default(),
+            check_connections: Arc::default(),
             checks: checks.clone(),
             begin: clock::instant(),
         })

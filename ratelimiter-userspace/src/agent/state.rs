@@ -18,6 +18,7 @@ use crate::admin::views::Pending;
 use crate::check::Checks;
 use crate::clock;
 use crate::dataplane::{Figures, Health, Stats};
+use crate::http::connections::ConnectionStats;
 use crate::http::stats::HttpStats;
 use crate::policy::model::{Document, Mode};
 use crate::policy::plan::Prefix;
@@ -150,6 +151,8 @@ pub(super) struct Shared {
     /// Why the last save of the check API's usage failed; empty if it did not.
     pub(super) checks_error: ArcSwap<String>,
     pub(super) checks: Checks,
+    /// Connections of the check API.
+    pub(super) check_connections: Arc<ConnectionStats>,
     pub(super) begin: Instant,
 }
 

@@ -140,7 +140,7 @@ fn tags(text: &str) -> Vec<String> {
         .collect()
 }
 
-fn body_problem(pointer: String, error: &serde_json::Error) -> Problem {
+pub(super) fn body_problem(pointer: String, error: &serde_json::Error) -> Problem {
     use axum::http::StatusCode;
     use serde_json::error::Category;
     let text = shortened_message(&error.to_string());
@@ -167,7 +167,7 @@ fn shortened_message(text: &str) -> String {
     clean
 }
 
-fn pointer(path: &serde_path_to_error::Path) -> String {
+pub(super) fn pointer(path: &serde_path_to_error::Path) -> String {
     use serde_path_to_error::Segment;
     path.iter()
         .map(|segment| match segment {

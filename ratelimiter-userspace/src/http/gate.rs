@@ -178,15 +178,13 @@ impl Gate {
     ///
     /// 401 without a valid credential, 403 with one that lacks the right.
     pub fn admit_check(&self, exposed: bool, token: Option<&str>) -> Result<(), Problem> {
-        let Some(token) = token else {
-            return if exposed || self.guards_checks() {
-                Err(Problem::unauthorized(
-                    "a credential is needed: `Authorization: Bearer <token>`",
-                ))
-            } else {
-                Ok(())
-            };
-        };
+        // Without a credential to compare with, what a proxy passes on from its client is ignored.
+        if !self.asks_checks(exposed) {
+            return Ok(());
+        }
+        let token = token.ok_or_else(|| {
+            Problem::unauthorized("a credential is needed: `Authorization: Bearer <token>`")
+        })?;
         let holder = self.holder(token, &Peer::Socket)?;
         if allows(&holder.rights, Right::Check) {
             Ok(())
@@ -195,13 +193,15 @@ impl Gate {
         }
     }
 
-    /// Whether some credential names the right `check`, so that the check API asks for one.
+    /// Whether the check API asks for a credential.
     #[must_use]
-    pub fn guards_checks(&self) -> bool {
-        let credentials = self.credentials.load();
-        credentials
-            .iter()
-            .any(|credential| credential.rights.contains(&Right::Check))
+    pub fn asks_checks(&self, exposed: bool) -> bool {
+        exposed
+            || self
+                .credentials
+                .load()
+                .iter()
+                .any(|credential| credential.rights.contains(&Right::Check))
     }
 
     fn holder(&self, token: &str, peer: &Peer) -> Result<Caller, Problem> {
@@ -267,7 +267,7 @@ fn anonymous(peer: &Peer) -> Caller {
 }
 
 /// The token of `Authorization: Bearer`, if there is that header.
-fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Ok(None);
     };

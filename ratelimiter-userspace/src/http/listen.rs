@@ -23,10 +23,10 @@ pub enum Listener {
 pub enum ListenError {
     /// An address others can reach, and no credential.
     #[error(
-        "`admin.listen` is `{0}`, which is not loopback, and no credential is configured; add one \
-         under `[credentials]`, or listen on 127.0.0.1 or the Unix socket"
+        "`{0}` is `{1}`, which is not loopback, and no credential for it is configured; add one \
+         under `[credentials]`, or listen on 127.0.0.1"
     )]
-    Unlocked(SocketAddr),
+    Unlocked(&'static str, SocketAddr),
     /// The kernel refused.
     #[error("cannot listen on `{at}`: {source}")]
     Bind {
@@ -64,8 +64,17 @@ impl Listener {
     /// Listens on a TCP address. An address that is not loopback is refused unless `locked`: a
     /// credential is configured.
     pub async fn tcp(address: SocketAddr, locked: bool) -> Result<Self, ListenError> {
+        Self::tcp_for("admin.listen", address, locked).await
+    }
+
+    /// As [`Listener::tcp`], for the listener of another `setting`.
+    pub async fn tcp_for(
+        setting: &'static str,
+        address: SocketAddr,
+        locked: bool,
+    ) -> Result<Self, ListenError> {
         if !locked && !address.ip().to_canonical().is_loopback() {
-            return Err(ListenError::Unlocked(address));
+            return Err(ListenError::Unlocked(setting, address));
         }
         TcpListener::bind(address)
             .await
@@ -115,6 +124,13 @@ impl Listener {
                 inode,
             },
         ))
+    }
+
+    /// Whether others than this machine can reach it.
+    #[must_use]
+    pub fn is_exposed(&self) -> bool {
+        self.address()
+            .is_some_and(|address| !address.ip().to_canonical().is_loopback())
     }
 
     /// The TCP address, if it is one; with port 0 asked for, the port that was given.

@@ -8,12 +8,15 @@
 //! - [`problem`]: every error as `application/problem+json`
 //! - [`server`]: the accept loop with its limits; [`listen`]: where it listens
 //! - [`stats`]: requests by route
+//! - [`check`]: the check API, on a listener and threads of its own
 #![expect(
     clippy::format_push_string,
     clippy::format_collect,
     reason = "texts for people: an allocation more does not matter, a fallible `write!` reads worse"
 )]
 mod call;
+pub mod check;
+pub mod connections;
 pub mod gate;
 mod handlers;
 mod io;
@@ -23,6 +26,7 @@ pub mod problem;
 pub mod routes;
 pub mod server;
 pub mod stats;
+pub mod workers;
 
 use std::sync::Arc;
 
@@ -43,6 +47,7 @@ use stats::HttpStats;
 
 pub use listen::Listener;
 pub use server::{Limits, serve};
+pub use workers::Workers;
 
 /// How many times larger the whole document may be than any other body.
 const DOCUMENT_BODIES: usize = 64;

@@ -5,31 +5,32 @@
 //! idle longest makes room, so that silent connections displace each other and not the clients
 //! that talk.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::http::Request;
+use axum::http::{Request, Response};
+use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tower::ServiceExt;
 
+use super::connections::{ConnectionStats, Connections, Ticket};
 use super::gate::Peer;
 use super::io::Impatient;
 use super::listen::{self, Listener};
-use super::stats::HttpStats;
-use crate::clock;
+use super::workers::Workers;
 
 /// Bounds of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,12 +62,47 @@ impl Default for Limits {
 /// How long nothing is accepted after the process ran out of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves `router` on `listener` until `shutdown` resolves, then lets open requests end.
+/// What answers the requests of connections.
+pub trait Answers: Clone + Send + Sync + 'static {
+    /// Body of an answer.
+    type Body: hyper::body::Body<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + Send
+        + 'static;
+
+    /// Who is at the other end of a new TCP connection.
+    fn peer(&self, address: SocketAddr) -> Peer;
+
+    /// Answers one request.
+    fn answer(
+        &self,
+        peer: &Peer,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
+}
+
+impl Answers for Router {
+    type Body = Body;
+
+    fn peer(&self, address: SocketAddr) -> Peer {
+        listen::peer(address)
+    }
+
+    async fn answer(&self, peer: &Peer, request: Request<Incoming>) -> Response<Body> {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(peer.clone());
+        let response = self.clone().oneshot(request).await;
+        response.unwrap_or_else(|never| match never {})
+    }
+}
+
+/// Serves `answers` on `listener` until `shutdown` resolves, then lets open requests end. With
+/// `workers` each connection is served by one of their threads, else by the current runtime.
 pub async fn serve(
     listener: Listener,
-    router: Router,
+    answers: impl Answers,
     limits: Limits,
-    stats: Arc<HttpStats>,
+    stats: Arc<ConnectionStats>,
+    workers: Option<Arc<Workers>>,
     shutdown: impl Future<Output = ()>,
 ) {
     let connections = Arc::new(Connections::default());
@@ -80,35 +116,41 @@ pub async fn serve(
             Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
             accepted = accept(&listener) => accepted,
         };
-        let (stream, peer) = match accepted {
+        let accepted = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 // EMFILE and the like: the listener itself is fine, and the connection waits in
                 // the backlog. A connection that was reset meanwhile needs no pause but survives
                 // one.
                 stats.refused.fetch_add(1, Ordering::Relaxed);
-                connections.evict_idlest(None);
+                connections.evict_idlest();
                 tracing::debug!(%error, "no connection accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 continue;
             }
         };
         stats.accepted.fetch_add(1, Ordering::Relaxed);
-        if !connections.make_room(&peer, limits) {
+        let address = match &accepted {
+            Accepted::Tcp(_, address) => Some(address.ip()),
+            Accepted::Unix(_) => None,
+        };
+        let Some(ticket) = connections.admit(address, limits, &stats) else {
             stats.refused.fetch_add(1, Ordering::Relaxed);
             continue;
-        }
-        let ticket = connections.ticket(&peer, &stats);
+        };
         let id = ticket.id;
-        let serving = serve_one(
-            stream,
-            peer,
-            router.clone(),
-            limits,
-            ticket,
-            stopped.clone(),
-        );
-        let handle = tasks.spawn(serving);
+        let serving = serve_accepted(accepted, answers.clone(), limits, ticket, stopped.clone());
+        let handle = match workers.as_deref().map(Workers::least_loaded) {
+            Some(worker) => {
+                let load = worker.load();
+                let loaded = async move {
+                    serving.await;
+                    drop(load);
+                };
+                tasks.spawn_on(loaded, worker.handle())
+            }
+            None => tasks.spawn(serving),
+        };
         connections.started(id, handle);
     }
     drop(listener);
@@ -120,41 +162,66 @@ pub async fn serve(
     }
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+/// A connection that belongs to no runtime yet.
+enum Accepted {
+    Tcp(std::net::TcpStream, SocketAddr),
+    Unix(std::os::unix::net::UnixStream),
+}
 
-async fn accept(listener: &Listener) -> io::Result<(Box<dyn Stream>, Peer)> {
+async fn accept(listener: &Listener) -> io::Result<Accepted> {
     match listener {
         Listener::Tcp(listener) => {
             let (stream, address) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Ok((Box::new(stream), listen::peer(address)))
+            Ok(Accepted::Tcp(stream.into_std()?, address))
         }
         Listener::Unix(listener, _) => {
             let (stream, _) = listener.accept().await?;
-            Ok((Box::new(stream), Peer::Socket))
+            Ok(Accepted::Unix(stream.into_std()?))
+        }
+    }
+}
+
+async fn serve_accepted(
+    accepted: Accepted,
+    answers: impl Answers,
+    limits: Limits,
+    ticket: Ticket,
+    stopped: watch::Receiver<bool>,
+) {
+    // From here on the connection belongs to the runtime that serves it.
+    match accepted {
+        Accepted::Tcp(stream, address) => {
+            let peer = answers.peer(address);
+            if let Ok(stream) = TcpStream::from_std(stream) {
+                serve_one(stream, peer, answers, limits, ticket, stopped).await;
+            }
+        }
+        Accepted::Unix(stream) => {
+            if let Ok(stream) = UnixStream::from_std(stream) {
+                serve_one(stream, Peer::Socket, answers, limits, ticket, stopped).await;
+            }
         }
     }
 }
 
 async fn serve_one(
-    stream: Box<dyn Stream>,
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     peer: Peer,
-    router: Router,
+    answers: impl Answers,
     limits: Limits,
     ticket: Ticket,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let ticket = Arc::new(ticket);
+    let served = Arc::new((answers, ticket, peer));
     let service = service_fn(move |request: Request<Incoming>| {
-        let (router, ticket, peer) = (router.clone(), Arc::clone(&ticket), peer.clone());
+        let served = Arc::clone(&served);
         async move {
-            let mut request = request.map(Body::new);
-            request.extensions_mut().insert(peer);
+            let (answers, ticket, peer) = &*served;
             ticket.busy(true);
-            let response = router.oneshot(request).await;
+            let response = answers.answer(peer, request).await;
             ticket.busy(false);
-            Ok::<_, Infallible>(response.unwrap_or_else(|never| match never {}))
+            Ok::<_, Infallible>(response)
         }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -162,6 +229,7 @@ async fn serve_one(
         .header_read_timeout(limits.header_timeout)
         .max_buf_size(64 * 1024)
         .keep_alive(true)
+        .pipeline_flush(true)
         .serve_connection(
             TokioIo::new(Impatient::new(stream, limits.write_timeout)),
             service,
@@ -176,119 +244,5 @@ async fn serve_one(
     };
     if let Err(error) = ended {
         tracing::trace!(%error, "connection ended");
-    }
-}
-
-/// The connections that are open.
-#[derive(Debug, Default)]
-struct Connections {
-    next: AtomicU64,
-    open: Mutex<HashMap<u64, Open>>,
-}
-
-#[derive(Debug)]
-struct Open {
-    peer: Option<IpAddr>,
-    busy: bool,
-    since: Instant,
-    task: Option<AbortHandle>,
-}
-
-impl Connections {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether there is room for a connection of `peer`, after closing an idle one if need be.
-    fn make_room(&self, peer: &Peer, limits: Limits) -> bool {
-        let address = capped(peer);
-        if let Some(address) = address {
-            let theirs = self
-                .lock()
-                .values()
-                .filter(|open| open.peer == Some(address))
-                .count();
-            if theirs >= limits.connections_per_peer && !self.evict_idlest(Some(address)) {
-                return false;
-            }
-        }
-        self.lock().len() < limits.connections || self.evict_idlest(None)
-    }
-
-    /// Closes the connection that has been idle longest, of `peer` alone if it is given. Returns
-    /// whether there was one.
-    fn evict_idlest(&self, peer: Option<IpAddr>) -> bool {
-        let mut open = self.lock();
-        let idlest = open
-            .iter()
-            .filter(|(_, open)| !open.busy && open.task.is_some())
-            .filter(|(_, open)| peer.is_none() || open.peer == peer)
-            .min_by_key(|(_, open)| open.since)
-            .map(|(id, _)| *id);
-        let Some(found) = idlest.and_then(|id| open.remove(&id)) else {
-            return false;
-        };
-        if let Some(task) = found.task {
-            task.abort();
-        }
-        true
-    }
-
-    fn ticket(self: &Arc<Self>, peer: &Peer, stats: &Arc<HttpStats>) -> Ticket {
-        let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(
-            id,
-            Open {
-                peer: capped(peer),
-                busy: false,
-                since: clock::instant(),
-                task: None,
-            },
-        );
-        stats.open.fetch_add(1, Ordering::Relaxed);
-        Ticket {
-            id,
-            connections: Arc::clone(self),
-            stats: Arc::clone(stats),
-        }
-    }
-
-    fn started(&self, id: u64, task: AbortHandle) {
-        if let Some(open) = self.lock().get_mut(&id) {
-            open.task = Some(task);
-        }
-    }
-}
-
-/// The address a peer's connections are counted by: loopback is not.
-fn capped(peer: &Peer) -> Option<IpAddr> {
-    match peer {
-        Peer::Tcp { address, .. } => {
-            Some(address.ip().to_canonical()).filter(|address| !address.is_loopback())
-        }
-        Peer::Socket => None,
-    }
-}
-
-/// A place among the open connections, given back when dropped.
-struct Ticket {
-    id: u64,
-    connections: Arc<Connections>,
-    stats: Arc<HttpStats>,
-}
-
-impl Ticket {
-    fn busy(&self, busy: bool) {
-        if let Some(open) = self.connections.lock().get_mut(&self.id) {
-            open.busy = busy;
-            open.since = clock::instant();
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        self.connections.lock().remove(&self.id);
-        self.stats.open.fetch_sub(1, Ordering::Relaxed);
     }
 }

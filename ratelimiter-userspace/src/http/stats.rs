@@ -1,9 +1,11 @@
 //! Requests by route and outcome, and how long they took. Bounded by the table of routes.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::http::{Method, StatusCode};
 
+use super::connections::ConnectionStats;
 use super::routes::ROUTES;
 
 /// Upper bounds of the duration buckets, in seconds.
@@ -17,13 +19,8 @@ pub struct HttpStats {
     requests: Vec<[AtomicU64; CLASSES.len()]>,
     durations: [AtomicU64; BUCKETS_S.len() + 1],
     duration_sum_ns: AtomicU64,
-    /// Connections accepted.
-    pub accepted: AtomicU64,
-    /// Connections refused or closed because there were too many, or the process had no more
-    /// descriptors.
-    pub refused: AtomicU64,
-    /// Connections open now.
-    pub open: AtomicU64,
+    /// Connections.
+    pub connections: Arc<ConnectionStats>,
 }
 
 impl Default for HttpStats {
@@ -33,9 +30,7 @@ impl Default for HttpStats {
             requests: (0..=ROUTES.len()).map(|_| Default::default()).collect(),
             durations: Default::default(),
             duration_sum_ns: AtomicU64::new(0),
-            accepted: AtomicU64::new(0),
-            refused: AtomicU64::new(0),
-            open: AtomicU64::new(0),
+            connections: Arc::default(),
         }
     }
 }

@@ -10,10 +10,12 @@ use ratelimiter_common::quota::{MAX_BURST, Quota, QuotaError, Unit as CommonUnit
 use crate::policy::model::{
     Algorithm, Client, DEFAULT_SEGMENT, Document, LimitSpec, Mode, Segment, Unit,
 };
-use crate::policy::resolve::{Effective, request_limits, segment_of};
+use crate::policy::resolve::{Effective, SLIDING_LOG_LIMIT, request_limits, segment_of};
 
 /// Largest limit of a sliding log: its memory is eight bytes per unit and client.
 pub const MAX_LOG_LIMIT: u64 = 4_096;
+/// Largest limit for which the sliding log is the default.
+pub const DEFAULT_LOG_LIMIT: u64 = SLIDING_LOG_LIMIT;
 /// Most request quotas a client may have at once.
 pub const MAX_QUOTAS: usize = 16;
 /// How the segments of classes begin; no configured segment may contain a colon.

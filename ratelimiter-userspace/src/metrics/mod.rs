@@ -428,17 +428,20 @@ fn http(text: &mut Text, http: &HttpStats) {
         Kind::Gauge,
         "Open connections of the admin API.",
     )
-    .sample(&[], http.open.load(Ordering::Relaxed) as f64);
+    .sample(&[], http.connections.open.load(Ordering::Relaxed) as f64);
     text.family(
         "ratelimiter_http_connections_accepted",
         Kind::Counter,
         "Connections accepted.",
     )
-    .sample(&[], http.accepted.load(Ordering::Relaxed) as f64);
+    .sample(
+        &[],
+        http.connections.accepted.load(Ordering::Relaxed) as f64,
+    );
     text.family(
         "ratelimiter_http_connections_refused",
         Kind::Counter,
         "Connections refused for want of room or descriptors.",
     )
-    .sample(&[], http.refused.load(Ordering::Relaxed) as f64);
+    .sample(&[], http.connections.refused.load(Ordering::Relaxed) as f64);
 }

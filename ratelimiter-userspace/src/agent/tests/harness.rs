@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
-use crate::agent::{Loader, Options, bind, serve};
+use crate::agent::{Listeners, Loader, Options, bind, bind_check, serve};
 use crate::config::settings::Credential;
 use crate::config::{Listen, Right, Secret, Settings};
 use crate::dataplane::FakeDataPlane;
@@ -22,6 +22,8 @@ use crate::store::MemoryStore;
 /// A running agent.
 pub(super) struct Agent {
     pub(super) address: SocketAddr,
+    /// Of the check API.
+    pub(super) check: SocketAddr,
     pub(super) plane: Arc<FakeDataPlane>,
     pub(super) store: Arc<MemoryStore>,
     stop: Option<oneshot::Sender<()>>,
@@ -112,6 +114,10 @@ pub(super) async fn start_on(
         .await
         .unwrap();
     let address = listener.address().unwrap();
+    let checking = bind_check("127.0.0.1:0".parse().unwrap(), &settings)
+        .await
+        .unwrap();
+    let check = checking.address().unwrap();
     let (stop, stopped) = oneshot::channel::<()>();
     let options = Options {
         settings,
@@ -120,13 +126,17 @@ pub(super) async fn start_on(
     };
     let task = tokio::spawn(serve(
         options,
-        vec![listener],
+        Listeners {
+            admin: vec![listener],
+            check: Some(checking),
+        },
         Arc::clone(&plane) as _,
         Arc::clone(&store) as _,
         async move { drop(stopped.await) },
     ));
     let agent = Agent {
         address,
+        check,
         plane,
         store,
         stop: Some(stop),
@@ -194,29 +204,57 @@ impl Agent {
         headers: &[(&str, &str)],
         body: &str,
     ) -> Answer {
-        let stream = TcpStream::connect(self.address).await.unwrap();
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .unwrap();
-        let driver = tokio::spawn(connection);
-        let mut request = Request::builder().method(method).uri(path);
-        if !headers.iter().any(|(name, _)| *name == "host") {
-            request = request.header("host", self.address.to_string());
-        }
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request
-            .body(Full::new(Bytes::from(body.to_owned())))
-            .unwrap();
-        let response = sender.send_request(request).await.unwrap();
-        let (parts, body) = response.into_parts();
-        let bytes = body.collect().await.unwrap().to_bytes();
-        driver.abort();
-        Answer {
-            status: parts.status,
-            headers: parts.headers,
-            text: String::from_utf8(bytes.to_vec()).unwrap(),
-        }
+        send_to(self.address, method, path, headers, body).await
+    }
+
+    /// Asks the check API.
+    pub(super) async fn check(&self, path: &str, body: &str) -> Answer {
+        let headers = [("content-type", "application/json")];
+        send_to(self.check, Method::POST, path, &headers, body).await
+    }
+
+    /// Asks the check API whatever may be asked.
+    pub(super) async fn ask_check(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
+        let method = Method::from_bytes(method.as_bytes()).unwrap();
+        send_to(self.check, method, path, headers, body).await
+    }
+}
+
+async fn send_to(
+    address: SocketAddr,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    let driver = tokio::spawn(connection);
+    let mut request = Request::builder().method(method).uri(path);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", address.to_string());
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request
+        .body(Full::new(Bytes::from(body.to_owned())))
+        .unwrap();
+    let response = sender.send_request(request).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.unwrap().to_bytes();
+    driver.abort();
+    Answer {
+        status: parts.status,
+        headers: parts.headers,
+        text: String::from_utf8(bytes.to_vec()).unwrap(),
     }
 }

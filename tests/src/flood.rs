@@ -26,10 +26,52 @@ const LONGEST: Duration = Duration::from_mins(2);
 /// `PACKET_QDISC_BYPASS`.
 const QDISC_BYPASS: libc::c_int = 20;
 
+/// IPv4 sources of a flood that pretends to be many: each is used once before any is used again,
+/// in an order without neighbours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spoofed {
+    /// The lowest address.
+    pub first: u32,
+    /// How many follow it, it included.
+    pub count: u32,
+}
+
+impl Spoofed {
+    /// The source of the flood's frame number `n`.
+    fn source(self, n: u64) -> u32 {
+        // A prime: multiplying by it modulo a smaller count changes only the order.
+        const SCATTER: u64 = 11_400_714_785_074_694_791;
+        let count = u64::from(self.count.max(1));
+        let scattered = u128::from(n % count) * u128::from(SCATTER) % u128::from(count);
+        self.first.wrapping_add(scattered as u32)
+    }
+}
+
+/// Offset of the UDP checksum in an Ethernet frame that holds IPv4 without options.
+const UDP_CHECKSUM: usize = 14 + 20 + 6;
+
+/// Gives a frame (Ethernet, IPv4 without options, UDP without checksum) another source.
+fn respoof(frame: &mut [u8], source: u32) {
+    let Some(header) = frame.get_mut(14..34) else {
+        return;
+    };
+    header[10..12].fill(0);
+    header[12..16].copy_from_slice(&source.to_be_bytes());
+    let mut sum: u32 = header
+        .chunks_exact(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair[1]))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+}
+
 /// What to send, how fast and for how long.
 #[derive(Clone, Debug)]
 pub struct Flood {
     frames: Vec<Vec<u8>>,
+    spoofed: Option<Spoofed>,
     packets: u64,
     time: Duration,
     per_second: Option<u64>,
@@ -53,9 +95,28 @@ impl Flood {
         assert!(!frames.is_empty(), "a flood of no frames");
         Self {
             frames,
+            spoofed: None,
             packets: u64::MAX,
             time: Duration::from_secs(1),
             per_second: None,
+        }
+    }
+
+    /// Sends this frame (Ethernet, IPv4 without options, UDP) from many sources in turn.
+    #[must_use]
+    #[track_caller]
+    pub fn spoofed(frame: &[u8], sources: Spoofed) -> Self {
+        assert!(
+            frame.get(12..15) == Some(&[8, 0, 0x45]) && frame.get(23) == Some(&17),
+            "only IPv4 without options and UDP can be spoofed"
+        );
+        assert!(sources.count > 0, "a flood of no sources");
+        let mut frame = frame.to_vec();
+        // Zero is "no checksum": it covers the source.
+        frame[UDP_CHECKSUM..UDP_CHECKSUM + 2].fill(0);
+        Self {
+            spoofed: Some(sources),
+            ..Self::new(vec![frame; BATCH])
         }
     }
 
@@ -87,6 +148,7 @@ impl Flood {
     #[track_caller]
     pub fn send(&self, interface: &str, stop: &AtomicBool) -> Sent {
         let socket = packet_socket(interface).or_fail("open a packet socket");
+        let mut frames = self.frames.clone();
         let began = clock::instant();
         let mut sent = 0_u64;
         let mut next = 0;
@@ -104,10 +166,14 @@ impl Flood {
                 }
                 room = room.min(due - sent);
             }
-            let taken = self
-                .send_batch(&socket, next, room as usize)
-                .or_fail("send");
-            next = (next + taken) % self.frames.len();
+            if let Some(sources) = self.spoofed {
+                next = 0;
+                for (n, frame) in (sent..sent + room).zip(&mut frames) {
+                    respoof(frame, sources.source(n));
+                }
+            }
+            let taken = send_batch(&socket, &frames, next, room as usize).or_fail("send");
+            next = (next + taken) % frames.len();
             sent += taken as u64;
         }
         Sent {
@@ -115,51 +181,53 @@ impl Flood {
             time: began.elapsed(),
         }
     }
+}
 
-    /// Sends up to `count` frames from number `first` on; returns how many were taken.
-    fn send_batch(&self, socket: &OwnedFd, first: usize, count: usize) -> io::Result<usize> {
-        let mut parts: Vec<libc::iovec> = self
-            .frames
-            .iter()
-            .cycle()
-            .skip(first)
-            .take(count)
-            .map(|frame| libc::iovec {
-                iov_base: frame.as_ptr().cast_mut().cast(),
-                iov_len: frame.len(),
-            })
-            .collect();
-        let mut messages: Vec<libc::mmsghdr> = parts
-            .iter_mut()
-            .map(|part| {
-                // SAFETY: all-zero is a valid `mmsghdr`.
-                let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
-                message.msg_hdr.msg_iov = part;
-                message.msg_hdr.msg_iovlen = 1;
-                message
-            })
-            .collect();
-        // SAFETY: `messages` and the frames they point to live until the call returns; the kernel
-        // only reads the frames.
-        let taken = unsafe {
-            libc::sendmmsg(
-                socket.as_raw_fd(),
-                messages.as_mut_ptr(),
-                messages.len() as u32,
-                0,
-            )
-        };
-        if taken >= 0 {
-            return Ok(taken as usize);
-        }
-        let error = io::Error::last_os_error();
-        match error.raw_os_error() {
-            // The receiver's ring is full, or the interface is down for a moment: not taken.
-            Some(libc::ENOBUFS | libc::EAGAIN | libc::ENETDOWN | libc::EINTR | libc::ENXIO) => {
-                Ok(0)
-            }
-            _ => Err(error),
-        }
+/// Sends up to `count` of `frames` from number `first` on; returns how many were taken.
+fn send_batch(
+    socket: &OwnedFd,
+    frames: &[Vec<u8>],
+    first: usize,
+    count: usize,
+) -> io::Result<usize> {
+    let mut parts: Vec<libc::iovec> = frames
+        .iter()
+        .cycle()
+        .skip(first)
+        .take(count)
+        .map(|frame| libc::iovec {
+            iov_base: frame.as_ptr().cast_mut().cast(),
+            iov_len: frame.len(),
+        })
+        .collect();
+    let mut messages: Vec<libc::mmsghdr> = parts
+        .iter_mut()
+        .map(|part| {
+            // SAFETY: all-zero is a valid `mmsghdr`.
+            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            message.msg_hdr.msg_iov = part;
+            message.msg_hdr.msg_iovlen = 1;
+            message
+        })
+        .collect();
+    // SAFETY: `messages` and the frames they point to live until the call returns; the kernel
+    // only reads the frames.
+    let taken = unsafe {
+        libc::sendmmsg(
+            socket.as_raw_fd(),
+            messages.as_mut_ptr(),
+            messages.len() as u32,
+            0,
+        )
+    };
+    if taken >= 0 {
+        return Ok(taken as usize);
+    }
+    let error = io::Error::last_os_error();
+    match error.raw_os_error() {
+        // The receiver's ring is full, or the interface is down for a moment: not taken.
+        Some(libc::ENOBUFS | libc::EAGAIN | libc::ENETDOWN | libc::EINTR | libc::ENXIO) => Ok(0),
+        _ => Err(error),
     }
 }
 
@@ -201,4 +269,33 @@ fn packet_socket(interface: &str) -> io::Result<OwnedFd> {
         )
     })?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_source_is_used_once_before_any_is_used_again() {
+        let sources = Spoofed {
+            first: 100,
+            count: 1_000,
+        };
+        let mut used: Vec<u32> = (0..1_000).map(|n| sources.source(n)).collect();
+        assert_eq!(sources.source(1_000), used[0]);
+        used.sort_unstable();
+        assert_eq!(used, (100..1_100).collect::<Vec<u32>>());
+    }
+
+    #[test]
+    fn a_respoofed_header_has_a_right_checksum() {
+        let packet = crate::packet::Packet::eth();
+        let built = |source: &str| packet.clone().ipv4(source, "192.0.2.1").udp(1, 2).build();
+        let mut frame = built("10.0.0.1");
+        respoof(
+            &mut frame,
+            u32::from(std::net::Ipv4Addr::new(10, 200, 3, 4)),
+        );
+        assert_eq!(frame[14..34], built("10.200.3.4")[14..34]);
+    }
 }

@@ -64,9 +64,20 @@ pub fn request(
     path: &str,
     body: Option<&Value>,
 ) -> io::Result<Answer> {
+    request_within(ANSWER_BOUND, socket, method, path, body)
+}
+
+/// Asks as [`request`] does, for answers that may take long.
+pub fn request_within(
+    bound: Duration,
+    socket: &Path,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+) -> io::Result<Answer> {
     let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(ANSWER_BOUND))?;
-    stream.set_write_timeout(Some(ANSWER_BOUND))?;
+    stream.set_read_timeout(Some(bound))?;
+    stream.set_write_timeout(Some(bound))?;
     exchange(stream, method, path, &[], body)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - [`netns`], [`bpffs`]: private namespaces, removed when their guard is dropped
 //! - [`frames`], [`reference`]: the parser fixtures, and a second parser to compare with
-//! - [`packet`]: frames, honest and lying; [`flood`]: many of them, fast
+//! - [`packet`]: frames, honest and lying; [`flood`]: many of them, fast; [`live`]: without a stack
 //! - [`stranger`]: an XDP program that is not ours
 //! - [`program`]: the kernel program in maps of its own; [`policy`]: a data plane without an agent
 //! - [`process`]: children that never outlive their guard, waiting with a bound
@@ -19,6 +19,7 @@ pub mod bpffs;
 pub mod flood;
 pub mod frames;
 pub mod http;
+pub mod live;
 pub mod netns;
 pub mod packet;
 pub mod policy;

@@ -157,6 +157,18 @@ impl Netns {
     #[track_caller]
     #[must_use]
     pub fn ipv4_received(&self) -> u64 {
+        self.ipv4_counter("InReceives")
+    }
+
+    /// `Ip: InDelivers`: the IPv4 packets that no filter dropped and that were for this host.
+    #[track_caller]
+    #[must_use]
+    pub fn ipv4_delivered(&self) -> u64 {
+        self.ipv4_counter("InDelivers")
+    }
+
+    #[track_caller]
+    fn ipv4_counter(&self, wanted: &str) -> u64 {
         let text = self.read("/proc/thread-self/net/snmp");
         let mut lines = text.lines().filter(|line| line.starts_with("Ip:"));
         let names = lines.next().or_fail("no `Ip:` line in snmp");
@@ -164,9 +176,9 @@ impl Netns {
         names
             .split_whitespace()
             .zip(values.split_whitespace())
-            .find(|(name, _)| *name == "InReceives")
+            .find(|(name, _)| *name == wanted)
             .and_then(|(_, value)| value.parse().ok())
-            .or_fail("no `InReceives` in snmp")
+            .or_fail(&format!("no `{wanted}` in snmp"))
     }
 
     /// `Ip6InReceives`: the IPv6 packets that reached the stack.

@@ -205,6 +205,51 @@ impl Child {
             .or_fail("a field of a child's status")
     }
 
+    /// Its resident memory, the kernel's BPF maps that it has mapped told apart: those pages are
+    /// the maps' own, whoever looks at them.
+    #[must_use]
+    #[track_caller]
+    pub fn resident_kib(&self) -> Resident {
+        let path = format!("/proc/{}/smaps", self.pid());
+        let text = std::fs::read_to_string(path).or_fail("read a child's smaps");
+        let mut resident = Resident::default();
+        let mut is_map = false;
+        for line in text.lines() {
+            if let Some(size) = line.strip_prefix("Rss:") {
+                let kib: u64 = size
+                    .trim()
+                    .trim_end_matches(" kB")
+                    .parse()
+                    .or_fail("a size in smaps");
+                let part = if is_map {
+                    &mut resident.maps
+                } else {
+                    &mut resident.own
+                };
+                *part += kib;
+            } else if line
+                .split_once(' ')
+                .is_some_and(|(range, _)| range.contains('-'))
+            {
+                is_map = line.contains("bpf-map") || line.contains("bpf_map");
+            }
+        }
+        resident
+    }
+
+    /// CPU time it has taken so far, all threads together.
+    #[must_use]
+    #[track_caller]
+    pub fn cpu_time(&self) -> Duration {
+        let path = format!("/proc/{}/task", self.pid());
+        let threads = std::fs::read_dir(path).or_fail("list a child's threads");
+        let run_time_ns = |thread: std::fs::DirEntry| -> Option<u64> {
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
+            text.split_whitespace().next()?.parse().ok()
+        };
+        Duration::from_nanos(threads.flatten().filter_map(run_time_ns).sum())
+    }
+
     /// Number of its open file descriptors.
     #[must_use]
     #[track_caller]
@@ -213,6 +258,15 @@ impl Child {
             .or_fail("list a child's descriptors")
             .count()
     }
+}
+
+/// Resident memory of a process, in KiB.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Resident {
+    /// Code, heap, stacks and everything else that is its own.
+    pub own: u64,
+    /// Pages of BPF maps.
+    pub maps: u64,
 }
 
 impl Drop for Child {

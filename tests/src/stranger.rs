@@ -49,22 +49,8 @@ impl Stranger {
     #[track_caller]
     fn answering(action: u64) -> Self {
         // mov64 r0, action; exit
-        let code: [u64; 2] = [action << 32 | 0xb7, 0x95];
-        let mut name = [0; 16];
-        name[..8].copy_from_slice(b"stranger");
-        let mut attr = LoadAttr {
-            kind: TYPE_XDP,
-            instructions: 2,
-            code: code.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-            log: [0; 2],
-            version_and_flags: [0; 2],
-            name,
-            interface: 0,
-            attach_type: ATTACH_XDP,
-        };
         Self {
-            program: bpf(PROG_LOAD, &mut attr).or_fail("load the foreign program"),
+            program: load_xdp(&[action << 32 | 0xb7, 0x95]),
         }
     }
 
@@ -94,6 +80,25 @@ impl Stranger {
             .and_then(|id| id.trim().parse().ok())
             .or_fail("a program id")
     }
+}
+
+/// Loads an XDP program named `stranger` from its instructions.
+#[track_caller]
+pub(crate) fn load_xdp(code: &[u64]) -> OwnedFd {
+    let mut name = [0; 16];
+    name[..8].copy_from_slice(b"stranger");
+    let mut attr = LoadAttr {
+        kind: TYPE_XDP,
+        instructions: code.len() as u32,
+        code: code.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+        log: [0; 2],
+        version_and_flags: [0; 2],
+        name,
+        interface: 0,
+        attach_type: ATTACH_XDP,
+    };
+    bpf(PROG_LOAD, &mut attr).or_fail("load a hand-made program")
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {

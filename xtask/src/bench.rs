@@ -1,4 +1,7 @@
 //! `cargo xtask bench`: runs the benchmarks and prints each figure beside its goal.
+//!
+//! A plane is one or more programs of the package `tests`; each writes its figures to a file of its
+//! own, and they are judged and written together.
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
@@ -18,27 +21,34 @@ pub(crate) struct Args {
     /// Also write the figures to this file
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Arguments for the benchmark itself, after `--`
+    /// Arguments for the benchmarks themselves, after `--`, e.g. `-- --rounds 9`
     #[arg(last = true)]
     rest: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Plane {
-    /// Time per packet of the kernel program, by test runs
+    /// Everything of the kernel plane: program, veth and agent together
     Kernel,
+    /// Time per packet of the kernel program, by test runs
+    Program,
     /// Packets over a veth pair, beside nftables and iptables
     Veth,
+    /// Start, loading and memory of the agent
+    Agent,
     /// The check API
     Check,
 }
 
 impl Plane {
-    fn binary(self) -> &'static str {
+    /// The programs that measure it.
+    fn binaries(self) -> &'static [&'static str] {
         match self {
-            Self::Kernel => "bench-kernel",
-            Self::Veth => "bench-veth",
-            Self::Check => "bench-check",
+            Self::Kernel => &["bench-kernel", "bench-veth", "bench-agent"],
+            Self::Program => &["bench-kernel"],
+            Self::Veth => &["bench-veth"],
+            Self::Agent => &["bench-agent"],
+            Self::Check => &["bench-check"],
         }
     }
 }
@@ -56,33 +66,59 @@ struct Figure {
 /// Entry point.
 pub(crate) fn main(args: &Args) -> Result<()> {
     setup::ensure(setup::Args {
-        tests: args.plane == Plane::Veth,
+        tests: args.plane != Plane::Program,
     })?;
-    let binary = args.plane.binary();
-    let mut steps = Steps::new(2);
-    steps.step(&format!("build {binary}, optimised"), || {
+    let binaries = args.plane.binaries();
+    let mut steps = Steps::new(1 + binaries.len());
+    steps.step(&format!("build {}, optimised", binaries.join(", ")), || {
         let mut command = shell::cargo();
-        command.args(["build", "--release", "--package", "tests", "--bin", binary]);
+        command.args(["build", "--release", "--package", "tests"]);
+        for binary in binaries {
+            command.args(["--bin", binary]);
+        }
         command.args(["--package", "ratelimiter-userspace", "--bin", "ratelimiter"]);
         shell::quietly(command)?;
         Ok("built".to_owned())
     })?;
-    steps.begin("measure");
-    let file = args.json.clone().unwrap_or_else(|| {
-        std::env::temp_dir().join(format!("ratelimiter-{binary}-{}.json", std::process::id()))
-    });
-    let mut command = shell::as_root(&shell::target_dir().join("release").join(binary), &[])?;
-    command.arg("--json").arg(&file).args(&args.rest);
-    shell::show(command)?;
-    let result = report(&file);
-    if args.json.is_none() {
-        // Somebody else may have cleaned up already.
-        drop(std::fs::remove_file(&file));
+    let mut figures = Vec::new();
+    let mut failed = Vec::new();
+    for binary in binaries {
+        steps.begin(&format!("measure: {binary}"));
+        // What one of them measured is worth having although another failed.
+        match measure(binary, &args.rest) {
+            Ok(measured) => figures.extend(measured),
+            Err(error) => {
+                println!("      {binary}: {error:#}");
+                failed.push(*binary);
+            }
+        }
     }
-    result
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&figures)?;
+        std::fs::write(file, text).with_context(|| format!("cannot write `{}`", file.display()))?;
+    }
+    report(&figures, binaries);
+    if !failed.is_empty() {
+        bail!("{} failed, as said above", failed.join(", "));
+    }
+    Ok(())
 }
 
-fn report(file: &Path) -> Result<()> {
+/// Runs one program and reads what it measured.
+fn measure(binary: &str, arguments: &[String]) -> Result<Vec<Figure>> {
+    let file =
+        std::env::temp_dir().join(format!("ratelimiter-{binary}-{}.json", std::process::id()));
+    let mut command = shell::as_root(&shell::target_dir().join("release").join(binary), &[])?;
+    command.arg("--json").arg(&file).args(arguments);
+    // Everything is built; nothing must ask cargo again.
+    command.env_remove("CARGO");
+    let figures = shell::show(command).and_then(|()| read(&file));
+    // Somebody else may have cleaned up already.
+    drop(std::fs::remove_file(&file));
+    figures
+}
+
+fn read(file: &Path) -> Result<Vec<Figure>> {
     let name = file.display();
     let text = std::fs::read_to_string(file).with_context(|| format!("no figures in `{name}`"))?;
     let figures: Vec<Figure> =
@@ -90,24 +126,33 @@ fn report(file: &Path) -> Result<()> {
     if figures.is_empty() {
         bail!("`{name}` holds no figures");
     }
+    Ok(figures)
+}
+
+/// Prints every figure beside its goal, and the goals of these programs that nothing measured.
+fn report(figures: &[Figure], binaries: &[&str]) {
     println!();
     println!(
-        "{:<44}{:>14} {:<8}{:>12}{:>9}{:>9}",
+        "{:<44}{:>14} {:<10}{:>12}{:>9}{:>9}",
         "figure", "value", "unit", "baseline", "ratio", "goal"
     );
     let mut missed = 0;
-    for figure in &figures {
+    for figure in figures {
         let goal = goals::of(&figure.name);
         missed += u32::from(goal.is_some_and(|goal| !goal.is_met(figure.ratio, figure.value)));
         println!("{}", row(figure, goal));
     }
-    println!();
-    if missed > 0 {
-        println!("{missed} goals missed");
-    } else {
-        println!("every goal met");
+    let measured: Vec<&str> = figures.iter().map(|figure| figure.name.as_str()).collect();
+    let absent = goals::absent(binaries, &measured);
+    for name in &absent {
+        println!("{name:<44} not measured");
     }
-    Ok(())
+    println!();
+    match (missed, absent.len()) {
+        (0, 0) => println!("every goal met"),
+        (missed, 0) => println!("{missed} goals missed"),
+        (missed, absent) => println!("{missed} goals missed, {absent} not measured"),
+    }
 }
 
 fn row(figure: &Figure, goal: Option<Goal>) -> String {
@@ -118,7 +163,7 @@ fn row(figure: &Figure, goal: Option<Goal>) -> String {
         None => "",
     };
     format!(
-        "{:<44}{:>14.4} {:<8}{:>12}{:>9}{:>9} {verdict}",
+        "{:<44}{:>14.4} {:<10}{:>12}{:>9}{:>9} {verdict}",
         figure.name,
         figure.value,
         figure.unit,

@@ -29,7 +29,7 @@ pub(crate) const BUILD_TOOLS: [Tool; 2] = [
 ];
 
 /// What tests and benchmarks use besides.
-pub(crate) const TEST_TOOLS: [Tool; 6] = [
+pub(crate) const TEST_TOOLS: [Tool; 8] = [
     Tool {
         program: "redis-server",
         package: "redis-server",
@@ -49,6 +49,16 @@ pub(crate) const TEST_TOOLS: [Tool; 6] = [
         program: "iptables",
         package: "iptables",
         why: "breaks connections in tests, and a rival in the benchmarks",
+    },
+    Tool {
+        program: "ethtool",
+        package: "ethtool",
+        why: "switches offloads in the benchmarks",
+    },
+    Tool {
+        program: "iperf3",
+        package: "iperf3",
+        why: "the legitimate traffic of the benchmarks",
     },
     Tool {
         program: "bpftool",

@@ -1,6 +1,10 @@
 //! Benchmarks on real interfaces, and the form in which every benchmark writes its figures.
+pub mod agent;
 pub mod kernel;
 pub mod veth;
+
+use std::path::Path;
+use std::process::ExitCode;
 
 use serde::Serialize;
 
@@ -17,6 +21,31 @@ pub struct Figure {
     pub baseline: Option<f64>,
     /// The comparison; which way round is part of the name.
     pub ratio: Option<f64>,
+}
+
+/// Prints the figures and, where a file is named, writes them to it.
+#[must_use]
+pub fn write(figures: &[Figure], file: Option<&Path>) -> ExitCode {
+    for figure in figures {
+        print!("{}: {:.3} {}", figure.name, figure.value, figure.unit);
+        match (figure.baseline, figure.ratio) {
+            (Some(baseline), Some(ratio)) => println!(" / {baseline:.3} = {ratio:.3}"),
+            _ => println!(),
+        }
+    }
+    let Some(file) = file else {
+        return ExitCode::SUCCESS;
+    };
+    let written = serde_json::to_string_pretty(figures)
+        .map_err(std::io::Error::other)
+        .and_then(|text| std::fs::write(file, text));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cannot write `{}`: {error}", file.display());
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The middle of the values, or of the middle two.

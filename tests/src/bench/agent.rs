@@ -111,7 +111,7 @@ fn starts() -> [f64; 2] {
             field.client.run(|| {
                 Flood::new(vec![frame.clone()])
                     .rate(2_000)
-                    .lasting(Duration::from_secs(60))
+                    .lasting(Duration::from_mins(1))
                     .send(CLIENT, &stop)
             })
         });
@@ -184,7 +184,7 @@ fn load(document: &Value) -> f64 {
     let agent = Setup::new().enforce().start(&netns);
     let began = clock::instant();
     let answer = request_within(
-        Duration::from_secs(60),
+        Duration::from_mins(1),
         &agent.socket(),
         "PUT",
         "/v1/document",

@@ -3,7 +3,7 @@
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use ratelimiter_common::abi::config::{REGIONS, SEGMENTS, ZONES as ZONE_COUNT};
 use ratelimiter_common::abi::counters::{CpuState, ZoneCache};
-use ratelimiter_common::abi::crowd::CAP_SLACK_NS;
+use ratelimiter_common::abi::crowd::{CAP_SLACK_NS, MAX_COST};
 use ratelimiter_common::abi::policy::{MAX_PARENTS, NO_REGION, PolicyEntry, Zone, action};
 use ratelimiter_common::quota::KERNEL_UNITS;
 use ratelimiter_common::vclock::NEVER;
@@ -14,9 +14,6 @@ use crate::maps::{
     CONFIG, CPU, POLICIES, POLICY_INDEX, PREFIXES4, PREFIXES6, SEGMENT_CLOCKS, SEGMENT_INDEX, ZONES,
 };
 use crate::outcome::Outcome;
-
-/// Largest single cost, in fractions of a unit: a frame of 64 KiB in bytes, or its segments.
-const MAX_COST: u64 = 1 << 16;
 
 /// [`ZoneCache::units`] of a zone without a policy.
 pub(crate) const NO_POLICY: u32 = 1 << 31;

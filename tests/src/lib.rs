@@ -4,7 +4,8 @@
 //! - [`frames`], [`reference`]: the parser fixtures, and a second parser to compare with
 //! - [`packet`]: frames, honest and lying; [`flood`]: many of them, fast; [`live`]: without a stack
 //! - [`stranger`]: an XDP program that is not ours
-//! - [`program`]: the kernel program in maps of its own; [`policy`]: a data plane without an agent
+//! - [`churn`]: the crowd's table on simulated time; [`random`] numbers that repeat
+//! - [`program`]: the kernel program in maps of its own, [`runner`] to feed it from two CPUs; [`policy`]: a data plane without an agent
 //! - [`process`]: children that never outlive their guard, waiting with a bound
 //! - [`agent`], [`redis`]: the real binaries, started and made ready; [`http`] to ask them
 //! - [`residue`]: what a test must not leave behind
@@ -16,6 +17,7 @@
 pub mod agent;
 pub mod bench;
 pub mod bpffs;
+pub mod churn;
 pub mod flood;
 pub mod frames;
 pub mod http;
@@ -25,10 +27,12 @@ pub mod packet;
 pub mod policy;
 pub mod process;
 pub mod program;
+pub mod random;
 pub mod redis;
 pub mod reference;
 pub mod requires;
 pub mod residue;
+pub mod runner;
 pub mod stranger;
 
 mod bpf;

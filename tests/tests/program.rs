@@ -1,6 +1,10 @@
 //! Tests that load the real kernel program and feed it frames by `BPF_PROG_TEST_RUN`. They need
 //! root and a BPF toolchain, and fail without.
 
+#[path = "program/churn.rs"]
+mod churn;
+#[path = "program/exact.rs"]
+mod exact;
 #[path = "program/frames.rs"]
 mod frames;
 #[path = "program/limiting.rs"]

@@ -44,6 +44,10 @@ pub const TAT6_MASK: u64 = (1 << VERSION_SHIFT) - 1;
 /// one cost (`docs/algorithm.md`, "wrap").
 pub const CAP_SLACK_NS: u64 = 20_000_000;
 
+/// Largest single cost, in fractions of a unit: a frame of 64 KiB in bytes, or its segments. A crowd
+/// debt may read this much above the burst too.
+pub const MAX_COST: u64 = 1 << 16;
+
 /// A bucket all CPUs share, on a cache line of its own: GCRA on real nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]

@@ -4,7 +4,7 @@
 //! state before and after the key), so what is reported was true a moment ago, word by word.
 
 use ratelimiter_common::abi::config::{PermKey, Region};
-use ratelimiter_common::abi::crowd::{BUSY, CAP_SLACK_NS, TAT6_MASK, WAYS};
+use ratelimiter_common::abi::crowd::{BUSY, CAP_SLACK_NS, MAX_COST, TAT6_MASK, WAYS};
 use ratelimiter_common::abi::names;
 use ratelimiter_common::abi::policy::{NO_REGION, PolicyEntry};
 use ratelimiter_common::perm::unperm32;
@@ -16,8 +16,6 @@ use super::loader::Kernel;
 use super::mmap::Mmap;
 use super::state::{CrowdFill, CrowdSource};
 
-/// Largest cost of one packet the kernel adds to the cap, in fractions of any unit.
-const MAX_COST: u64 = 1 << 16;
 /// The kernel's units, by number.
 const UNITS: [Unit; 3] = [Unit::Packets, Unit::Bytes, Unit::Connections];
 

@@ -1,5 +1,6 @@
 //! Benchmarks on real interfaces, and the form in which every benchmark writes its figures.
 pub mod agent;
+pub mod churn;
 pub mod kernel;
 pub mod veth;
 

@@ -1,6 +1,7 @@
 //! `bench-kernel [--json FILE] [--rounds N]`: see `tests::bench::kernel`.
 use std::process::ExitCode;
 
+use tests::bench::churn;
 use tests::bench::kernel::kernel;
 
 fn main() -> ExitCode {
@@ -18,7 +19,8 @@ fn main() -> ExitCode {
             (other, _) => return usage(&format!("unexpected argument `{other}`")),
         }
     }
-    let figures = kernel(rounds);
+    let mut figures = kernel(rounds);
+    figures.extend(churn::rows());
     if let Some(file) = json {
         let text = match serde_json::to_string_pretty(&figures) {
             Ok(text) => text,

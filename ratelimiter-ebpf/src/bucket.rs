@@ -146,8 +146,8 @@ unsafe fn give_back(table: Table, arrival: &Arrival, unit: usize) {
 
 /// Judges an arrival on every limited unit together: a packet refused by one is charged to none.
 ///
-/// `modes` holds a [`Mode`] per unit in two bits each. A unit in shadow that does not conform is
-/// counted and not charged; the packet passes.
+/// `modes` holds a [`Mode`] per unit in two bits each. Where a unit in shadow does not conform, the
+/// packet is counted, passes, and is charged to the enforcing units only.
 #[inline(always)]
 pub(crate) unsafe fn charge(
     table: Table,
@@ -194,10 +194,15 @@ pub(crate) unsafe fn charge(
                 }
             }
             // One path from here on, not one per combination.
-            let chargeable = forget(chargeable, noise);
+            let mut chargeable = forget(chargeable, noise);
             let shadow_refusal = forget(shadow_refusal, noise);
             let newcomer = forget(newcomer, noise);
-            if newcomer != 0 && admitted == 0 {
+            if shadow_refusal != 0 {
+                // An enforcing twin would drop this packet and charge no unit: units in shadow
+                // must not either, or they would count more than the twin drops.
+                chargeable = forget(chargeable & enforcing(modes), noise);
+            }
+            if newcomer != 0 && chargeable != 0 && admitted == 0 {
                 if !first_seen::admit(arrival) {
                     return Outcome::judged(label, Reason::FirstSeen, decisive);
                 }
@@ -220,16 +225,31 @@ pub(crate) unsafe fn charge(
                     continue 'again;
                 }
             }
+            // The first unit that refused, as with a twin that enforces.
             return match shadow_refusal {
                 0 => Outcome::judged(label, Reason::Conforming, decisive),
-                1 => Outcome::judged(label, over(0), Mode::Shadow as u32),
-                2 | 3 => Outcome::judged(label, over(1), Mode::Shadow as u32),
+                1 | 3 | 5 | 7 => Outcome::judged(label, over(0), Mode::Shadow as u32),
+                2 | 6 => Outcome::judged(label, over(1), Mode::Shadow as u32),
                 _ => Outcome::judged(label, over(2), Mode::Shadow as u32),
             };
         }
     }
     Outcome::judged(label, Reason::Contended, decisive)
 }
+
+/// The units whose mode is [`Mode::Enforce`], one bit each.
+#[inline(always)]
+const fn enforcing(modes: u32) -> u32 {
+    let mut units = 0;
+    let mut unit = 0;
+    while unit < KERNEL_UNITS {
+        units |= ((modes >> (2 * unit + 1)) & 1) << unit;
+        unit += 1;
+    }
+    units
+}
+
+const _: () = assert!(Mode::Enforce as u32 == 2 && (Mode::Shadow as u32) < 2);
 
 /// The strictest mode of the limited units: what decides when no single unit does.
 #[inline(always)]

@@ -6,6 +6,8 @@ mod edge;
 
 #[path = "netns/attaching.rs"]
 mod attaching;
+#[path = "netns/clocks.rs"]
+mod clocks;
 #[path = "netns/gone.rs"]
 mod gone;
 #[path = "netns/limiting.rs"]

@@ -5,8 +5,12 @@
 mod churn;
 #[path = "program/exact.rs"]
 mod exact;
+#[path = "program/flooded.rs"]
+mod flooded;
 #[path = "program/frames.rs"]
 mod frames;
+#[path = "program/keys.rs"]
+mod keys;
 #[path = "program/limiting.rs"]
 mod limiting;
 #[path = "program/loading.rs"]
@@ -15,3 +19,5 @@ mod loading;
 mod merge;
 #[path = "program/prefixes.rs"]
 mod prefixes;
+#[path = "program/twin.rs"]
+mod twin;

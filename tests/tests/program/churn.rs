@@ -5,6 +5,7 @@ use ratelimiter_common::abi::names;
 use ratelimiter_common::quota::{MAX_WINDOW_NS, Quota, Unit};
 use ratelimiter_common::vclock::{Piece, UnitClock};
 use ratelimiter_common::verdict::{Mode, Reason};
+use tests::OrFail as _;
 use tests::bench::churn::{play_all, polite_mix};
 use tests::churn::{Crowd, Judged, Shape, scene};
 use tests::packet::Packet;
@@ -24,7 +25,7 @@ fn frozen(burst: u64) -> Piece {
         unit: Unit::Packets,
     }
     .compile()
-    .unwrap();
+    .or_fail("quota");
     Piece {
         from_ns: ratelimiter_userspace::clock::monotonic_ns(),
         base_ns: ratelimiter_userspace::clock::monotonic_ns(),
@@ -40,7 +41,7 @@ fn agree(first_seen_ns: u64, draw: u32, packets: u32) {
     pin_to_cpu(0);
     let piece = frozen(20);
     let mut program = Program::load_object(
-        ratelimiter_userspace::dataplane::object::object().unwrap(),
+        ratelimiter_userspace::dataplane::object::object().or_fail("kernel object"),
         Sizes {
             bits4: BITS + 3,
             ..tests::program::SMALL
@@ -92,7 +93,9 @@ fn agree(first_seen_ns: u64, draw: u32, packets: u32) {
     println!("conforming, over, first seen: {counts:?}");
     assert_eq!(counted, counts);
     for (number, simulated) in crowd.sets().iter().enumerate() {
-        let real: Set4 = program.get(names::CROWD4, &(number as u32)).unwrap();
+        let real: Set4 = program
+            .get(names::CROWD4, &(number as u32))
+            .or_fail("a set");
         assert_eq!(real.words, *simulated, "set {number}");
     }
     assert!(counts[0] > 300 && counts[1] > 300, "{counts:?}");
@@ -116,7 +119,7 @@ fn churning_the_table_gains_nothing() {
         .iter()
         .zip(&outcomes)
         .max_by(|a, b| a.1.gain.total_cmp(&b.1.gain))
-        .unwrap();
+        .or_fail("quota");
     println!(
         "worst gain of {} mixes: {:.4}, {mix:?}",
         mixes.len(),

@@ -103,9 +103,12 @@ fn says(action: u32, slot: u32) -> PrefixValue {
 
 const NEWCOMER: &[Reason] = &[Reason::FirstSeen, Reason::Conforming, Reason::OverPackets];
 
+/// A frame of one class.
+type Class = (Vec<u8>, &'static [Reason]);
+
 /// A program with every kind of policy, and a frame of every class with the reasons it may be
 /// counted under.
-fn every_class() -> (Program, Vec<(Vec<u8>, &'static [Reason])>) {
+fn every_class() -> (Program, Vec<Class>) {
     const JUDGED: &[Reason] = &[Reason::Conforming, Reason::OverPackets, Reason::Contended];
     let mut program = Program::limiting(1_000, 100);
     program.set_policy(&policy(1, &[Rule::packets(1_000, 100)]));

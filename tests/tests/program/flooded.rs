@@ -1,0 +1,200 @@
+//! R9 in real time: attackers who send a burst now and then, while both CPUs run spoofed packets
+//! that churn the table they are counted in.
+
+use ratelimiter_common::abi::config::flags;
+use ratelimiter_common::abi::names;
+use ratelimiter_common::quota::Unit;
+use ratelimiter_userspace::clock::monotonic_ns;
+use tests::OrFail as _;
+use tests::packet::Packet;
+use tests::program::{Program, Rule, Sizes, XDP_PASS, policy};
+use tests::random::Random;
+use tests::runner::{Runner, on_two_cpus};
+
+const RATE: u64 = 10;
+const BURST: u64 = 100;
+const SECOND_NS: u64 = 1_000_000_000;
+/// What an agent makes by default: 1 M words, and 64 k words for the /8 segment.
+const DEFAULT: Sizes = Sizes {
+    bits4: 17,
+    bits6: 10,
+    region_bits: 13,
+    tracked: 1 << 12,
+    slots: 256,
+};
+/// First address of the crowd's sources, and of the /8 segment's.
+const BASES: [u32; 2] = [0x0b00_0000, 0x0a00_0000];
+/// Milliseconds between two bursts of an attacker.
+const PERIODS_MS: [u64; 5] = [250, 500, 1_000, 2_000, 5_000];
+/// Polite sources of each CPU and segment, each at half its limit.
+const POLITE: u64 = 32;
+/// Spoofed sources of each CPU whose packets are interleaved.
+const INTERLEAVED: usize = 64;
+
+struct Sender {
+    source: u32,
+    packets: u64,
+    every_ns: u64,
+    next_ns: u64,
+    offered: u64,
+    admitted: u64,
+}
+
+/// Attackers and polite sources of one CPU: by segment, and among the attackers by period.
+fn senders(cpu: usize, start_ns: u64) -> Vec<Sender> {
+    let mut senders = Vec::new();
+    for base in BASES {
+        // Addresses that no spoofed source has: see `flood`.
+        let base = base + 0x0080_0000 + (cpu as u32) * 0x1000;
+        for (n, period_ms) in (0..).zip(PERIODS_MS) {
+            senders.push(Sender {
+                source: base + n,
+                packets: BURST,
+                every_ns: period_ms * 1_000_000,
+                next_ns: start_ns,
+                offered: 0,
+                admitted: 0,
+            });
+        }
+        for n in 0..POLITE {
+            senders.push(Sender {
+                source: base + 0x100 + n as u32,
+                packets: 1,
+                every_ns: 2 * SECOND_NS / RATE,
+                next_ns: start_ns + n * 2 * SECOND_NS / RATE / POLITE,
+                offered: 0,
+                admitted: 0,
+            });
+        }
+    }
+    senders
+}
+
+/// What one CPU's loop came to.
+struct Played {
+    senders: Vec<Sender>,
+    spoofed: u64,
+    ended_ns: u64,
+}
+
+/// Plays one CPU: everybody for half a second without the flood, then with it.
+fn play(runner: &Runner, cpu: usize, k: u32, start_ns: u64, seconds: u64) -> Played {
+    let mut frame = Packet::eth()
+        .ipv4("11.0.0.1", "198.51.100.1")
+        .udp(1, 2)
+        .build();
+    let mut send = |source: u32| {
+        frame[26..30].copy_from_slice(&source.to_be_bytes());
+        runner.run(&frame) == XDP_PASS
+    };
+    let mut senders = senders(cpu, start_ns);
+    let mut random = Random::new(cpu as u64 + 1);
+    let mut sources = [(0_u32, 0_u32); INTERLEAVED];
+    let mut spoofed = 0_u64;
+    let end_ns = start_ns + seconds * SECOND_NS;
+    loop {
+        let now_ns = monotonic_ns();
+        if now_ns >= end_ns {
+            return Played {
+                senders,
+                spoofed,
+                ended_ns: now_ns,
+            };
+        }
+        for sender in senders.iter_mut().filter(|s| s.next_ns <= now_ns) {
+            for _ in 0..sender.packets {
+                sender.offered += 1;
+                sender.admitted += u64::from(send(sender.source));
+            }
+            sender.next_ns = now_ns + sender.every_ns;
+        }
+        if now_ns < start_ns + SECOND_NS / 2 {
+            continue;
+        }
+        for (n, (source, left)) in sources.iter_mut().enumerate() {
+            if *left == 0 {
+                // Both halves of the sources in turn: the whole crowd, and the /8.
+                *source = BASES[n % 2] + (random.next() as u32 & 0x007f_ffff);
+                *left = k;
+            }
+            *left -= 1;
+            send(*source);
+            spoofed += 1;
+        }
+    }
+}
+
+fn flooded(k: u32, budget: bool, seconds: u64) {
+    let mut program = Program::load_object(
+        ratelimiter_userspace::dataplane::object::object().or_fail("kernel object"),
+        DEFAULT,
+        &[names::PROGRAM],
+    );
+    program.set_policy(&policy(0, &[Rule::packets(RATE, BURST)]));
+    program.set_policy(&policy(1, &[Rule::packets(RATE, BURST)]));
+    program.set_zone(0, 0, &[Unit::Packets]);
+    program.set_zone(1, 1, &[Unit::Packets]);
+    program.coarse(names::COARSE4, 0x0a00..=0x0aff, 1);
+    program.change_config(|config| {
+        config.flags |= flags::PREFIXES;
+        if budget {
+            config.regions4[0].first_seen_ns = 10 * SECOND_NS / (1 << 20);
+            config.regions4[3].first_seen_ns = 10 * SECOND_NS / (1 << 16);
+        }
+    });
+    let runner = Runner::of(program.xdp(names::PROGRAM));
+    let start_ns = monotonic_ns() + 10_000_000;
+    let played = on_two_cpus(|cpu| play(&runner, cpu, k, start_ns, seconds));
+    let spoofed: u64 = played.iter().map(|cpu| cpu.spoofed).sum();
+    let per_s = spoofed as f64 / (seconds as f64 - 0.5);
+    let mut worst = 0.0_f64;
+    let mut polite = [(0_u64, 0_u64); 2];
+    for cpu in &played {
+        let elapsed_s = (cpu.ended_ns - start_ns) as f64 / 1e9;
+        let entitled = BURST as f64 + RATE as f64 * elapsed_s;
+        for sender in &cpu.senders {
+            if sender.packets == BURST {
+                let gain = sender.admitted as f64 / entitled;
+                assert!(
+                    gain <= 1.10,
+                    "k {k}: {:#x} every {} ms: {} of {} admitted, entitled to {entitled}",
+                    sender.source,
+                    sender.every_ns / 1_000_000,
+                    sender.admitted,
+                    sender.offered,
+                );
+                worst = worst.max(gain);
+            } else {
+                let segment = usize::from(sender.source >> 24 == 0x0a);
+                polite[segment].0 += sender.offered;
+                polite[segment].1 += sender.admitted;
+            }
+        }
+    }
+    println!(
+        "k {k}, budget {budget}: {:.2} M spoofed packets/s, worst gain {worst:.3}, polite {polite:?}",
+        per_s / 1e6,
+    );
+    assert!(spoofed > 30_000 * seconds, "{spoofed} spoofed packets");
+    for (offered, admitted) in polite {
+        assert!(offered > 20 * POLITE);
+        assert!(
+            admitted as f64 >= 0.99 * offered as f64,
+            "k {k}: {polite:?}"
+        );
+    }
+}
+
+#[test]
+fn a_flood_on_both_cpus_resets_no_bucket() {
+    tests::requires::bpf();
+    for k in [1, 4, 16, 64] {
+        flooded(k, false, 6);
+    }
+}
+
+#[test]
+fn the_first_seen_budget_keeps_the_polite_in() {
+    tests::requires::bpf();
+    flooded(1, true, 4);
+}

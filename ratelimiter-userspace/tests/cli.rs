@@ -161,7 +161,6 @@ fn every_command_without_an_agent_is_code_4() {
         &["sources"],
         &["explain", "192.0.2.7"],
         &["reset", "alice"],
-        &["check", "alice"],
         &["confirm"],
         &["rollback"],
         &["changes"],
@@ -262,10 +261,13 @@ fn refusals_of_the_agent_have_codes_and_sentences() {
 fn a_denied_check_is_code_3() {
     let denied = r#"{"allowed":false,"limit":"default","remaining":0,"retry_after":1.5,"reset_after":60,"degraded":false}"#;
     let agent = ScriptedAgent::new(&[("200 OK", denied)]);
-    let output = agent.run(&["check", "alice"]);
+    let url = format!("unix://{}", agent.socket.display());
+    let output = run(&["check", "alice", "--url", &url]);
     assert_eq!(code(&output), 3);
     assert_eq!(stdout(&output), "alice: denied, next allowed in 1.5 s\n");
     agent.requests();
+    let nobody = run(&["check", "alice", "--url", "http://127.0.0.1:1"]);
+    assert_eq!(code(&nobody), 4, "{}", stderr(&nobody));
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod explain;
 mod observe;
 pub mod privileges;
 mod reload;
+mod requests;
 mod service;
 mod state;
 mod tag;

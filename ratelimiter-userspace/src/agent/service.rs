@@ -11,6 +11,7 @@ use super::control::Control;
 use super::core::{plane_error, store_error};
 use super::explain;
 use super::reload::Reloader;
+use super::requests;
 use super::state::{Shared, View, shown};
 use super::tag::shown_tag;
 use crate::admin::views::{
@@ -530,8 +531,12 @@ impl Admin for Service {
 
     async fn explain_client(&self, id: &str) -> Result<Explanation> {
         let (v6_prefix_len, id) = (self.v6_prefix_len, id.to_owned());
-        self.blocking(move |plane, view| explain::client(view, plane, v6_prefix_len, &id))
-            .await
+        let checks = self.shared.checks.clone();
+        self.blocking(move |plane, view| {
+            let explained = explain::client(view, plane, v6_prefix_len, &id);
+            requests::explain(&checks, view, &id, explained)
+        })
+        .await
     }
 
     async fn reset_source(&self, address: IpAddr, caller: &Caller) -> Result<ResetAnswer> {
@@ -545,8 +550,12 @@ impl Admin for Service {
 
     async fn reset_client(&self, id: &str, caller: &Caller) -> Result<ResetAnswer> {
         let (v6_prefix_len, client) = (self.v6_prefix_len, id.to_owned());
+        let checks = self.shared.checks.clone();
         let answer = self
-            .blocking(move |plane, view| explain::reset_client(view, plane, v6_prefix_len, &client))
+            .blocking(move |plane, view| {
+                let reset = explain::reset_client(view, plane, v6_prefix_len, &client);
+                requests::reset(&checks, &client, reset)
+            })
             .await?;
         self.note(caller, &answer.summary);
         Ok(answer)
@@ -635,6 +644,8 @@ impl Admin for Service {
                 start_unix_s: (clock::unix_ms() as f64 / 1e3)
                     - self.shared.begin.elapsed().as_secs_f64(),
                 http: &self.shared.http,
+                checks: &self.shared.checks,
+                check_connections: &self.shared.check_connections,
             },
             open_metrics,
         ))

@@ -1,6 +1,7 @@
 //! The agent in process, on the fake data plane and the memory store, over real HTTP.
 
 mod api;
+mod check_doors;
 mod checks;
 mod doors;
 mod harness;

@@ -7,7 +7,7 @@ use clap::Args;
 use http::{Method, StatusCode};
 use serde::{Deserialize, Serialize};
 
-use super::client::{Call, ConnectionArgs};
+use super::client::{Call, CheckConnectionArgs};
 use super::exit::{Exit, Failure, Outcome};
 use super::output::{OutputArgs, Style, Tint, clean, show_seconds};
 
@@ -39,7 +39,7 @@ pub struct CheckArgs {
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
-    connection: ConnectionArgs,
+    connection: CheckConnectionArgs,
 }
 
 /// Body of `POST /v1/check`.
@@ -59,8 +59,10 @@ struct CheckAnswer {
     allowed: bool,
     limit: serde_json::Value,
     remaining: f64,
-    retry_after: f64,
+    retry_after: Option<f64>,
     reset_after: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
     #[serde(default)]
     degraded: bool,
 }
@@ -80,8 +82,9 @@ pub async fn run(args: CheckArgs) -> Outcome {
     let answer = client.send_any(call).await?;
     if answer.status == StatusCode::NOT_FOUND {
         return Err(
-            Failure::new(format!("{} serves no check API", client.target()))
-                .with_help("the check API has an address of its own: --url http://127.0.0.1:9741"),
+            Failure::new(format!("{} serves no check API", client.target())).with_help(
+                "this may be the admin API; the check API is at --url http://127.0.0.1:9741",
+            ),
         );
     }
     let answer: CheckAnswer = client.accept(answer)?.json()?;
@@ -101,18 +104,28 @@ fn render(id: &str, answer: &CheckAnswer, style: Style) -> String {
     } else {
         ""
     };
-    if answer.allowed {
+    let reason = answer.reason.as_deref().unwrap_or("over_limit");
+    if answer.allowed && reason == "unlimited" {
+        let allowed = style.paint(Tint::Green, "allowed");
+        format!("{id}: {allowed}, not limited{degraded}\n")
+    } else if answer.allowed {
         format!(
             "{id}: {}, {} left{degraded}\n",
             style.paint(Tint::Green, "allowed"),
             answer.remaining
         )
     } else {
-        format!(
-            "{id}: {}, next allowed in {}{degraded}\n",
-            style.paint(Tint::Red, "denied"),
-            show_seconds(answer.retry_after)
-        )
+        let denied = style.paint(Tint::Red, "denied");
+        match answer.retry_after {
+            Some(wait) => {
+                let wait = show_seconds(wait);
+                format!("{id}: {denied}, next allowed in {wait}{degraded}\n")
+            }
+            None => format!(
+                "{id}: {denied}, and never allowed ({}){degraded}\n",
+                clean(reason)
+            ),
+        }
     }
 }
 
@@ -126,8 +139,9 @@ mod tests {
             allowed: true,
             limit: serde_json::Value::Null,
             remaining: 9.0,
-            retry_after: 0.0,
+            retry_after: Some(0.0),
             reset_after: 6.0,
+            reason: None,
             degraded: false,
         };
         assert_eq!(
@@ -136,13 +150,23 @@ mod tests {
         );
         let denied = CheckAnswer {
             allowed: false,
-            retry_after: 12.0,
+            retry_after: Some(12.0),
             degraded: true,
-            ..allowed
+            ..allowed.clone()
         };
         assert_eq!(
             render("alice", &denied, Style::PLAIN),
             "alice: denied, next allowed in 12 s\n  degraded: the store does not answer, this host decides alone\n"
+        );
+        let never = CheckAnswer {
+            allowed: false,
+            retry_after: None,
+            reason: Some("exceeds_burst".to_owned()),
+            ..allowed
+        };
+        assert_eq!(
+            render("alice", &never, Style::PLAIN),
+            "alice: denied, and never allowed (exceeds_burst)\n"
         );
     }
 }

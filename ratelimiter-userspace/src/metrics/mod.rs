@@ -4,6 +4,7 @@
     clippy::format_push_string,
     reason = "texts for people: an allocation more does not matter, a fallible `write!` reads worse"
 )]
+mod checks;
 mod text;
 
 use std::collections::BTreeMap;
@@ -12,7 +13,9 @@ use std::sync::atomic::Ordering;
 use ratelimiter_common::verdict::{Reason, Verdict};
 
 use crate::admin::views::{CrowdView, InterfaceView};
+use crate::check::Checks;
 use crate::dataplane::{Figures, Health, Stats};
+use crate::http::connections::ConnectionStats;
 use crate::http::stats::{BUCKETS_S, HttpStats};
 use text::{Kind, Text};
 
@@ -64,6 +67,10 @@ pub struct Snapshot<'a> {
     pub start_unix_s: f64,
     /// The admin API.
     pub http: &'a HttpStats,
+    /// The check API.
+    pub checks: &'a Checks,
+    /// Its connections.
+    pub check_connections: &'a ConnectionStats,
 }
 
 /// The word of a verdict.
@@ -93,6 +100,7 @@ pub fn render(snapshot: &Snapshot<'_>, open_metrics: bool) -> String {
     packets(&mut text, snapshot);
     tables(&mut text, snapshot);
     http(&mut text, snapshot.http);
+    checks::render(&mut text, snapshot.checks, snapshot.check_connections);
     text.finish()
 }
 
@@ -133,8 +141,12 @@ fn agent(text: &mut Text, s: &Snapshot<'_>) {
         "Revision of the configuration in force.",
     )
     .sample(&[], s.revision as f64);
-    text.family("ratelimiter_clients", Kind::Gauge, "Clients configured.")
-        .sample(&[], s.clients as f64);
+    text.family(
+        "ratelimiter_clients_configured",
+        Kind::Gauge,
+        "Clients configured.",
+    )
+    .sample(&[], s.clients as f64);
     text.family(
         "ratelimiter_list_entries",
         Kind::Gauge,

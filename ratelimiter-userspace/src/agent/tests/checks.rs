@@ -367,3 +367,103 @@ async fn usage_survives_a_graceful_restart_exactly() {
     }
     agent.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn explained_reset_and_counted() {
+    let agent = start(settings()).await;
+    agent.put("/v1/clients/alice", TEN).await;
+    for _ in 0..12 {
+        ask(&agent, json!({"client_id": "alice"})).await;
+    }
+    let why = agent.get("/v1/explain?client_id=alice").await.json();
+    assert_eq!(
+        (&why["verdict"], &why["reason"]),
+        (&"drop".into(), &"over_limit".into()),
+        "{why}"
+    );
+    let unit = &why["units"][0];
+    assert_eq!(
+        (&unit["unit"], &unit["rate_limit"]),
+        (&"requests".into(), &10.into())
+    );
+    assert_eq!(
+        (unit["tokens"].as_f64(), unit["debt"].as_f64()),
+        (Some(0.0), Some(10.0))
+    );
+    assert!(unit["retry_after_s"].as_f64().unwrap() > 50.0, "{why}");
+    let stranger = agent.get("/v1/explain?client_id=stranger").await.json();
+    assert_eq!(
+        stranger["units"][0]["tokens"].as_f64(),
+        Some(100.0),
+        "{stranger}"
+    );
+
+    let metrics = agent.get("/metrics").await.text;
+    for line in [
+        "ratelimiter_checks_total{result=\"allowed\",reason=\"conforming\"} 10",
+        "ratelimiter_checks_total{result=\"denied\",reason=\"over_limit\"} 2",
+        "ratelimiter_check_duration_seconds_count 12",
+        "ratelimiter_check_duration_seconds_bucket{le=\"0.000001\"}",
+        "ratelimiter_clients 1\n",
+        "ratelimiter_clients_configured 1\n",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+
+    let reset = agent.delete("/v1/clients/alice/debt").await.json();
+    assert_eq!(reset["buckets"], 1, "{reset}");
+    assert_eq!(
+        ask(&agent, json!({"client_id": "alice"})).await["remaining"],
+        9
+    );
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_open_breaker_spares_the_backend_and_says_so() {
+    let mut settings = settings();
+    let breaker = crate::config::settings::Breaker {
+        deny_ratio: 0.0,
+        ..Default::default()
+    };
+    let backend = crate::config::settings::Backend {
+        breaker: Some(breaker),
+    };
+    settings.backends.insert("default".to_owned(), backend);
+    let agent = start(settings).await;
+    let failed = r#"{"client_id":"a","latency_ms":1,"status":503}"#;
+    for _ in 0..30 {
+        agent.check("/v1/outcome", failed).await;
+    }
+    // It steps every 100 ms, by what happens then.
+    let mut open = Value::Null;
+    for _ in 0..50 {
+        open = ask(&agent, json!({"client_id": "a"})).await;
+        if open["reason"] == "backend_open" {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        agent.check("/v1/outcome", failed).await;
+    }
+    assert_eq!(
+        (&open["allowed"], &open["reason"]),
+        (&false.into(), &"backend_open".into())
+    );
+    let wait = open["retry_after"].as_f64().unwrap();
+    assert!(wait > 8.0 && wait <= 10.0, "{open}");
+    let refused = agent.ask_check("GET", "/v1/authz", &[], "").await;
+    refused.problem(503);
+    assert!(
+        refused.json()["type"]
+            .as_str()
+            .unwrap()
+            .ends_with("#temporary-reduced-capacity")
+    );
+    assert!(refused.header("retry-after").parse::<u64>().unwrap() <= 10);
+    let metrics = agent.get("/metrics").await.text;
+    assert!(
+        metrics.contains("ratelimiter_breaker_state{backend=\"default\",state=\"open\"} 1"),
+        "{metrics}"
+    );
+    agent.stop().await;
+}

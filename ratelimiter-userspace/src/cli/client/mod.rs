@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::exit::{Exit, Failure};
-pub use target::{ConnectionArgs, DEFAULT_SOCKET, Target};
+pub use target::{CheckConnectionArgs, ConnectionArgs, DEFAULT_SOCKET, Target};
 
 /// Largest answer read, in bytes: a list of a million clients fits.
 const MAX_ANSWER_BYTES: usize = 256 << 20;

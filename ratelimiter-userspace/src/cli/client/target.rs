@@ -46,6 +46,54 @@ pub struct ConnectionArgs {
     pub timeout: Duration,
 }
 
+/// Flags of the command that speaks to the check API.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Which agent")]
+pub struct CheckConnectionArgs {
+    /// Address of the check API
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "RATELIMITER_CHECK_ADDRESS",
+        default_value = "http://127.0.0.1:9741",
+        hide_env_values = true
+    )]
+    pub url: String,
+    /// File with the bearer token, if the agent asks for one (or set RATELIMITER_TOKEN)
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "RATELIMITER_TOKEN_FILE",
+        hide_env_values = true
+    )]
+    pub token_file: Option<PathBuf>,
+    /// Give up on an agent that does not answer
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_timeout)]
+    pub timeout: Duration,
+}
+
+impl CheckConnectionArgs {
+    /// The client these flags ask for.
+    pub fn client(&self) -> Result<Client, Failure> {
+        let target = Target::from_url(&self.url)?;
+        Ok(Client::new(
+            target,
+            token(self.token_file.as_deref())?,
+            self.timeout,
+        ))
+    }
+}
+
+/// The bearer token: from the file, else from the environment.
+fn token(file: Option<&Path>) -> Result<Option<String>, Failure> {
+    Ok(match file {
+        Some(path) => Some(read_token(path)?),
+        None => std::env::var_os("RATELIMITER_TOKEN")
+            .and_then(|token| token.into_string().ok())
+            .filter(|token| !token.is_empty()),
+    })
+}
+
 impl ConnectionArgs {
     /// The client these flags ask for.
     pub fn client(&self) -> Result<Client, Failure> {
@@ -53,12 +101,7 @@ impl ConnectionArgs {
             Some(url) => Target::from_url(url)?,
             None => Target::Socket(self.socket.clone()),
         };
-        let token = match &self.token_file {
-            Some(path) => Some(read_token(path)?),
-            None => std::env::var_os("RATELIMITER_TOKEN")
-                .and_then(|token| token.into_string().ok())
-                .filter(|token| !token.is_empty()),
-        };
+        let token = token(self.token_file.as_deref())?;
         Ok(Client::new(target, token, self.timeout))
     }
 }

@@ -6,6 +6,7 @@
 //! - `grpc`: the check API for proxies (feature `grpc`)
 //! - [`resp`]: the check API in the Redis protocol
 //! - [`check`]: the limiter as the agent runs it, for every transport of the check API
+//! - [`client`]: the check API asked from elsewhere, with a deadline and a fallback
 //! - [`store`]: what outlives the process
 //! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
 //! - [`metrics`]: what Prometheus sees
@@ -14,6 +15,7 @@ pub mod admin;
 pub mod agent;
 pub mod check;
 pub mod cli;
+pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -38,6 +38,8 @@ pub struct Setup {
     arguments: Vec<String>,
     log_level: Option<String>,
     listen: Option<String>,
+    check: Option<String>,
+    check_settings: String,
 }
 
 impl Setup {
@@ -80,6 +82,21 @@ impl Setup {
     #[must_use]
     pub fn listen(mut self, address: &str) -> Self {
         self.listen = Some(address.to_owned());
+        self
+    }
+
+    /// Serves the check API on this address, e.g. `127.0.0.1:9741`.
+    #[must_use]
+    pub fn check(mut self, address: &str) -> Self {
+        self.check = Some(address.to_owned());
+        self
+    }
+
+    /// Appends lines to the table `[check]` of the configuration file.
+    #[must_use]
+    pub fn check_settings(mut self, lines: &str) -> Self {
+        self.check_settings.push_str(lines);
+        self.check_settings.push('\n');
         self
     }
 
@@ -274,10 +291,12 @@ fn write_config(setup: &Setup, directory: &Path) {
     .and_then(|()| {
         writeln!(
             text,
-            "[admin]\nlisten = {}\nsocket = {}\n\n[check]\nhttp = \"off\"\ngrpc = \"off\"\n\n\
+            "[admin]\nlisten = {}\nsocket = {}\n\n[check]\nhttp = {}\ngrpc = \"off\"\n{}\n\
              [log]\nlevel = {}\n\n{}",
             text_of(setup.listen.as_ref(), "off"),
             quoted(&directory.join(SOCKET)),
+            text_of(setup.check.as_ref(), "off"),
+            setup.check_settings,
             text_of(setup.log_level.as_ref(), "info"),
             setup.settings,
         )

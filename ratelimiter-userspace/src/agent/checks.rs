@@ -36,6 +36,9 @@ pub(super) struct Found {
 /// starts full.
 pub(super) fn load(store: &dyn Store) -> Option<Found> {
     let loaded = store.load_usage(NAME).map_err(|error| error.to_string());
+    for warning in store.status().warnings {
+        tracing::warn!(%warning, "store");
+    }
     let bytes = match loaded {
         Ok(bytes) => bytes?,
         Err(error) => {

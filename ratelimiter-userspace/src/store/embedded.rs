@@ -5,7 +5,7 @@
 //! | `lock` | held while an agent runs; its process id |
 //! | `state.redb` | the document by rows, and the audit log |
 //! | `document.good`, `document.good.1` | the last two good copies of the document, checksummed |
-//! | `usage-<name>.bin` | usage blobs, checksummed |
+//! | `usage-<name>.bin`, `.bin.1` | usage blobs, checksummed, and the save before |
 //! | `state.redb.damaged` | a database that could not be read, set aside |
 
 use std::fs;
@@ -199,6 +199,33 @@ impl Drop for EmbeddedStore {
 
 fn entries(document: &Document) -> usize {
     document.clients.len() + document.allow.len() + document.block.len()
+}
+
+/// A usage blob as it was found.
+enum Blob {
+    Good(Vec<u8>),
+    Damaged,
+    Absent,
+}
+
+fn read_blob(path: &Path) -> Result<Blob, StoreError> {
+    let row = match fs::read(path) {
+        Ok(row) => row,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Blob::Absent),
+        Err(source) => {
+            return Err(StoreError::Io {
+                action: "read",
+                path: path.display().to_string(),
+                source,
+            });
+        }
+    };
+    Ok(match row.split_first_chunk::<8>() {
+        Some((sum, bytes)) if u64::from_le_bytes(*sum) == checksum(bytes) => {
+            Blob::Good(bytes.to_vec())
+        }
+        _ => Blob::Damaged,
+    })
 }
 
 /// Why a database could not be opened.
@@ -425,6 +452,7 @@ impl Store for EmbeddedStore {
         check_blob(name, bytes.len())?;
         let path = self.blob_path(name);
         let sum = checksum(bytes).to_le_bytes();
+        goodcopy::keep_older(&path);
         goodcopy::replace(&path, &[&sum, bytes]).map_err(|source| StoreError::Io {
             action: "write",
             path: path.display().to_string(),
@@ -435,33 +463,24 @@ impl Store for EmbeddedStore {
     fn load_usage(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         check_blob(name, 0)?;
         let path = self.blob_path(name);
-        let row = match fs::read(&path) {
-            Ok(row) => row,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => {
-                return Err(StoreError::Io {
-                    action: "read",
-                    path: path.display().to_string(),
-                    source,
-                });
+        let warn = |what: &str| {
+            let mut state = self.state();
+            let warning = format!("`{}` is damaged: {what}", path.display());
+            if !state.warnings.contains(&warning) {
+                state.warnings.push(warning);
             }
         };
-        match row.split_first_chunk::<8>() {
-            Some((sum, bytes)) if u64::from_le_bytes(*sum) == checksum(bytes) => {
-                Ok(Some(bytes.to_vec()))
-            }
-            _ => {
-                let mut state = self.state();
-                let warning = format!(
-                    "`{}` is damaged: its checksum does not fit; that usage starts at zero",
-                    path.display()
-                );
-                if !state.warnings.contains(&warning) {
-                    state.warnings.push(warning);
-                }
-                Ok(None)
-            }
+        match read_blob(&path)? {
+            Blob::Good(bytes) => return Ok(Some(bytes)),
+            Blob::Absent => return Ok(None),
+            Blob::Damaged => {}
         }
+        if let Ok(Blob::Good(bytes)) = read_blob(&goodcopy::older(&path)) {
+            warn("its checksum does not fit; the save before it is used");
+            return Ok(Some(bytes));
+        }
+        warn("its checksum does not fit; that usage starts at zero");
+        Ok(None)
     }
 
     fn status(&self) -> StoreStatus {

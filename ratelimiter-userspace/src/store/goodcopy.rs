@@ -57,6 +57,16 @@ pub(super) fn write(path: &Path, document: &Document) -> io::Result<()> {
     replace(path, &[head.as_bytes(), &json])
 }
 
+/// Keeps the file at `path` under its older name too, so that the save before is there should the
+/// next one be damaged. Best effort: without it there is one copy.
+pub(super) fn keep_older(path: &Path) {
+    let older = older(path);
+    if path.exists() {
+        drop(fs::remove_file(&older));
+        drop(fs::hard_link(path, &older));
+    }
+}
+
 pub(super) fn older(path: &Path) -> std::path::PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".1");

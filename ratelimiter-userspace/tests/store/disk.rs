@@ -192,6 +192,12 @@ fn torn_usage_reads_as_none_and_is_said() {
     damage(&directory.path().join("usage-tracked.bin"), 500, b"x");
     assert_eq!(store.load_usage("tracked").unwrap(), None);
     assert!(store.status().warnings[0].contains("usage-tracked.bin` is damaged"));
+    store.save_usage("checks", b"before").unwrap();
+    store.save_usage("checks", b"newest").unwrap();
+    assert_eq!(store.load_usage("checks").unwrap().unwrap(), b"newest");
+    damage(&directory.path().join("usage-checks.bin"), 9, b"x");
+    assert_eq!(store.load_usage("checks").unwrap().unwrap(), b"before");
+    assert!(store.status().warnings[1].contains("the save before it is used"));
 }
 
 /// A file that refuses writes on demand, as a full disk does.

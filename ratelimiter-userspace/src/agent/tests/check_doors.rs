@@ -132,6 +132,8 @@ impl Asker {
     }
 }
 
+type Headers = Vec<(&'static str, Vec<u8>)>;
+
 /// A small generator: the tests depend on no other.
 struct Random(u64);
 
@@ -179,7 +181,7 @@ impl Random {
 
     /// Headers that claim where the request came from, and the hops of `X-Forwarded-For` from left
     /// to right.
-    fn claims(&mut self) -> (Vec<(&'static str, Vec<u8>)>, Vec<Option<IpAddr>>) {
+    fn claims(&mut self) -> (Headers, Vec<Option<IpAddr>>) {
         let mut headers = Vec::new();
         let mut hops = Vec::new();
         for _ in 0..self.below(4) {
@@ -249,7 +251,7 @@ async fn a_listed_proxy_is_believed_up_to_the_right_most_hop_that_is_none() {
         IpAddr::V6(address) => {
             IpAddr::from(std::net::Ipv6Addr::from(u128::from(address) >> 64 << 64))
         }
-        address => address,
+        v4 @ IpAddr::V4(_) => v4,
     };
     let mut spent: BTreeMap<IpAddr, u64> = BTreeMap::new();
     for _ in 0..10_000 {

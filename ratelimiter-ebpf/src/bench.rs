@@ -55,10 +55,11 @@ struct Generator {
 const V4_AT: usize = 42;
 const V6_AT: usize = 62;
 
-/// Returns the next source.
+/// Returns the next source. `start` is the frame's: read once, because the verifier forgets what
+/// was compared with the end when the start is read again.
 #[inline(always)]
-unsafe fn next(ctx: &XdpContext, at: usize) -> Option<u32> {
-    let generator = ctx.data() + at;
+unsafe fn next(ctx: &XdpContext, start: usize, at: usize) -> Option<u32> {
+    let generator = start + at;
     if generator + size_of::<Generator>() > ctx.data_end() {
         return None;
     }
@@ -81,10 +82,11 @@ unsafe fn next(ctx: &XdpContext, at: usize) -> Option<u32> {
 fn generate4(ctx: &XdpContext) -> bool {
     // SAFETY: `next` compares with the end, which lies behind the source address.
     unsafe {
-        let Some(source) = next(ctx, V4_AT) else {
+        let start = ctx.data();
+        let Some(source) = next(ctx, start, V4_AT) else {
             return false;
         };
-        ((ctx.data() + 26) as *mut u32).write_unaligned(source.to_be());
+        ((start + 26) as *mut u32).write_unaligned(source.to_be());
     }
     true
 }
@@ -93,10 +95,11 @@ fn generate4(ctx: &XdpContext) -> bool {
 fn generate6(ctx: &XdpContext) -> bool {
     // SAFETY: as `generate4`.
     unsafe {
-        let Some(source) = next(ctx, V6_AT) else {
+        let start = ctx.data();
+        let Some(source) = next(ctx, start, V6_AT) else {
             return false;
         };
-        ((ctx.data() + 26) as *mut u32).write_unaligned(source.to_be());
+        ((start + 26) as *mut u32).write_unaligned(source.to_be());
     }
     true
 }

@@ -13,5 +13,7 @@ mod doors;
 mod life;
 #[path = "agent/limits.rs"]
 mod limits;
+#[path = "agent/lockout.rs"]
+mod lockout;
 #[path = "agent/survival.rs"]
 mod survival;

@@ -20,3 +20,5 @@ mod privilege;
 mod shapes;
 #[path = "netns/volume.rs"]
 mod volume;
+#[path = "netns/wire.rs"]
+mod wire;

@@ -19,5 +19,7 @@ mod loading;
 mod merge;
 #[path = "program/prefixes.rs"]
 mod prefixes;
+#[path = "program/races.rs"]
+mod races;
 #[path = "program/twin.rs"]
 mod twin;

@@ -160,7 +160,11 @@ fn a_raised_limit_is_whole_within_a_second_and_gives_no_second_burst() {
     let drained = bench.at_once(300);
     let most = 101.0 + 10.0 * drained.seconds;
     within("a burst of 100", &drained, &bench, 100.0, most);
-    bench.set(1_000, 100);
+    let at_ns = bench.set(1_000, 100);
+    let offered = bench.offer(at_ns + 1_000_000);
+    let late_s = bench.last_ns.get().saturating_sub(at_ns) as f64 / 1e9;
+    let most = 10.0 * offered.seconds + 1_000.0 * late_s + 3.0;
+    within("until it is in force", &offered, &bench, 0.0, most);
     let offered = bench.offer_ms(1_000);
     let most = 1.001 * 1_000.0 * offered.seconds + 3.0;
     within("10/s to 1000/s", &offered, &bench, 950.0, most);

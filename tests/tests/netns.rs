@@ -4,6 +4,8 @@
 #[path = "netns/edge.rs"]
 mod edge;
 
+#[path = "netns/atomic.rs"]
+mod atomic;
 #[path = "netns/attaching.rs"]
 mod attaching;
 #[path = "netns/clocks.rs"]

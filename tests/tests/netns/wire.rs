@@ -1,14 +1,12 @@
-//! R8, R11, R12, R19 through a real interface and the real data plane.
+//! R8, R11, R19 through a real interface and the real data plane.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use ratelimiter_common::quota::Unit;
-use ratelimiter_common::verdict::{Mode, Reason, Verdict};
+use ratelimiter_common::verdict::{Reason, Verdict};
 use ratelimiter_userspace::clock::instant;
 use ratelimiter_userspace::dataplane::state::Stats;
-use ratelimiter_userspace::dataplane::{DataPlane as _, OpenOptions, Tables, XdpDataPlane};
-use ratelimiter_userspace::policy::plan::Update;
+use ratelimiter_userspace::dataplane::{DataPlane as _, XdpDataPlane};
 use serde_json::json;
 use tests::OrFail as _;
 use tests::flood::Flood;
@@ -17,7 +15,7 @@ use tests::netns::{Netns, veth_queues};
 use tests::packet::Packet;
 use tests::policy::{Policies, document};
 use tests::process::{holds_within, rest};
-use tests::program::{Rule, pin_to_cpu, policy};
+use tests::program::pin_to_cpu;
 use tests::residue::Residue;
 use tests::runner::{Runner, on_two_cpus};
 
@@ -243,91 +241,4 @@ fn two_queues_share_one_burst_exactly() {
     println!("{passed} of {} passed in {seconds} s", after.offered());
     assert!(after.offered() > 2 * BURST, "{}", after.offered());
     assert!((BURST..=BURST + seconds + 2).contains(&passed), "{passed}");
-}
-
-/// The index alone is not enough: an entry that was left is written again. So this goes through
-/// the data plane, which lets an entry rest before.
-#[test]
-fn entries_that_are_used_again_tear_no_policy() {
-    const FLIPS: usize = 100_000;
-    const BATCH: usize = 500;
-    let _residue = Residue::watch();
-    let netns = Netns::new();
-    tests::requires::bpf();
-    let tables = Tables {
-        policies: 1 << 15,
-        ..Tables::small()
-    };
-    let options = OpenOptions {
-        tables,
-        ..OpenOptions::default()
-    };
-    let plane = netns
-        .run(|| XdpDataPlane::open(&options))
-        .or_fail("open the data plane");
-    Policies::default().set(&plane, &document(packets(1, "1s", 1)));
-    let zone = plane.installed().or_fail("read back").zones[0].1;
-    // See `no_packet_is_judged_by_a_mixture_of_two_policies`.
-    let mut shadow = policy(zone.slot, &[Rule::packets(1, 1).mode(Mode::Shadow)]);
-    shadow.segment = 1;
-    let mut enforce = policy(zone.slot, &[Rule::packets(1, 100).of(Unit::Bytes)]);
-    enforce.segment = 2;
-    let mut both = zone;
-    both.regions[Unit::Bytes as usize] = 1;
-    let flip =
-        |n: usize| Update::Policy(Box::new(if n.is_multiple_of(2) { shadow } else { enforce }));
-    let first = [
-        flip(0),
-        Update::Zone {
-            zone: 0,
-            value: both,
-        },
-    ];
-    plane.apply(&first).or_fail("the first policy");
-    rest(Duration::from_millis(20));
-    let runner = Runner::by_id(plane.health().program_id);
-    let frame = Packet::eth()
-        .ipv4("203.0.113.1", "198.51.100.1")
-        .udp(1, 2)
-        .zeros(18)
-        .build();
-    let before = stats(&plane);
-    let done = AtomicBool::new(false);
-    let began = instant();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for batch in 0..FLIPS / BATCH {
-                let flips: Vec<Update> = (batch * BATCH..(batch + 1) * BATCH).map(flip).collect();
-                plane.apply(&flips).or_fail("flip");
-            }
-            done.store(true, Ordering::Relaxed);
-        });
-        on_two_cpus(|_| {
-            while !done.load(Ordering::Relaxed) {
-                runner.repeat(&frame, 100_000);
-            }
-        });
-    });
-    let after = stats(&plane);
-    let count = |reason, verdict| {
-        after.count(reason, verdict).packets - before.count(reason, verdict).packets
-    };
-    let (one, two) = (after.segments[1], after.segments[2]);
-    let shadowed = count(Reason::OverPackets, Verdict::Pass);
-    let dropped = count(Reason::OverBytes, Verdict::Drop);
-    let conforming = count(Reason::Conforming, Verdict::Pass);
-    let total = after.offered() - before.offered();
-    println!(
-        "{FLIPS} flips in {:.1} s, {total} packets: {shadowed} in shadow, {dropped} dropped, \
-         {conforming} conforming",
-        began.elapsed().as_secs_f64()
-    );
-    assert!(shadowed > 10_000 && dropped > 10_000);
-    assert_eq!(
-        total - shadowed - dropped - conforming,
-        0,
-        "torn combinations"
-    );
-    assert_eq!((one.dropped, two.shadowed), (0, 0));
-    assert!(conforming < 1_000, "{conforming}");
 }

@@ -198,3 +198,94 @@ fn the_first_seen_budget_keeps_the_polite_in() {
     tests::requires::bpf();
     flooded(1, true, 4);
 }
+
+/// A frame for the benchmark's generator of sources: `first` and the numbers after it where `mask`
+/// is all ones, else `base` alone.
+fn generator(first: u64, mask: u32, base: u32) -> Vec<u8> {
+    let mut payload = first.to_ne_bytes().to_vec();
+    payload.extend_from_slice(&mask.to_ne_bytes());
+    payload.extend_from_slice(&base.to_ne_bytes());
+    payload.resize(22, 0);
+    let packet = Packet::eth().ipv4("11.0.0.1", "198.51.100.1").udp(1, 2);
+    packet.payload(&payload).build()
+}
+
+/// As fast as the CPUs can: every packet a new source, made inside the kernel, on a table of 64 k
+/// words, many times what it has room for.
+fn overwhelmed(budget: bool) {
+    const SECONDS: u64 = 6;
+    const AT_ONCE: u32 = 50_000;
+    const WORDS: u64 = 1 << 16;
+    let sizes = Sizes {
+        bits4: 13,
+        ..DEFAULT
+    };
+    let object = ratelimiter_userspace::dataplane::object::bench_object().or_fail("bench object");
+    let mut program = Program::load_object(object, sizes, &["limiter4"]);
+    program.set_policy(&policy(0, &[Rule::packets(RATE, BURST)]));
+    program.set_zone(0, 0, &[Unit::Packets]);
+    if budget {
+        let each_ns = 10 * SECOND_NS / WORDS;
+        program.change_config(|config| config.regions4[0].first_seen_ns = each_ns);
+    }
+    let runner = Runner::of(program.xdp("limiter4"));
+    let start_ns = monotonic_ns() + 10_000_000;
+    let played = on_two_cpus(|cpu| {
+        let mut senders = senders(cpu, start_ns);
+        let mut spoofed = 0_u64;
+        loop {
+            let now_ns = monotonic_ns();
+            if now_ns >= start_ns + SECONDS * SECOND_NS {
+                break Played {
+                    senders,
+                    spoofed,
+                    ended_ns: now_ns,
+                };
+            }
+            for sender in senders.iter_mut().filter(|s| s.next_ns <= now_ns) {
+                let frame = generator(0, 0, sender.source);
+                for _ in 0..sender.packets {
+                    sender.offered += 1;
+                    sender.admitted += u64::from(runner.run(&frame) == XDP_PASS);
+                }
+                sender.next_ns = now_ns + sender.every_ns;
+            }
+            // The senders have a moment to themselves.
+            if now_ns > start_ns + SECOND_NS / 2 {
+                let first = (cpu as u64) << 30 | spoofed;
+                runner.repeat(&generator(first, u32::MAX, 0x1000_0000), AT_ONCE);
+                spoofed += u64::from(AT_ONCE);
+            }
+        }
+    });
+    let spoofed: u64 = played.iter().map(|cpu| cpu.spoofed).sum();
+    let (mut worst, mut offered, mut admitted) = (0.0_f64, 0, 0);
+    for cpu in &played {
+        let elapsed_s = (cpu.ended_ns - start_ns) as f64 / 1e9;
+        for sender in &cpu.senders {
+            if sender.packets == BURST {
+                let entitled = BURST as f64 + RATE as f64 * elapsed_s;
+                worst = worst.max(sender.admitted as f64 / entitled);
+            } else {
+                offered += sender.offered;
+                admitted += sender.admitted;
+            }
+        }
+    }
+    println!(
+        "budget {budget}: {:.2} M new sources/s, worst gain {worst:.3}, polite {admitted} of {offered}",
+        spoofed as f64 / (SECONDS as f64 - 0.5) / 1e6
+    );
+    assert!(spoofed > 1_000_000, "{spoofed}");
+    assert!(worst <= 1.10, "{worst}");
+    if budget {
+        assert!(admitted as f64 >= 0.99 * offered as f64);
+    }
+}
+
+#[test]
+fn a_flood_of_new_sources_at_full_speed_resets_no_bucket() {
+    tests::requires::bpf();
+    overwhelmed(false);
+    overwhelmed(true);
+}

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use ratelimiter_userspace::limiter::RateLimiter;
-use ratelimiter_userspace::resp::{Limits, MAX_LIMITS, Session, Throttle, serve};
+use ratelimiter_userspace::resp::{Admit, Limits, MAX_LIMITS, Session, Throttle, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 
 fn throttle() -> Arc<Throttle> {
     let limiter = RateLimiter::builder().capacity(1_000).build().unwrap();
-    Arc::new(Throttle::new(limiter, None))
+    Arc::new(Throttle::new(limiter))
 }
 
 fn command(arguments: &[&[u8]]) -> Vec<u8> {
@@ -47,7 +47,7 @@ fn five(session: &mut Session, line: &str) -> Vec<i64> {
 
 #[test]
 fn answers_as_redis_cell_documents_it() {
-    let mut session = Session::new(throttle());
+    let mut session = Session::new(throttle(), None);
     // The example of redis-cell's README: 15 beyond the first, 30 per 60 s.
     assert_eq!(
         five(&mut session, "CL.THROTTLE user123 15 30 60"),
@@ -87,7 +87,7 @@ fn answers_as_redis_cell_documents_it() {
 
 #[test]
 fn same_key_under_another_limit_keeps_what_it_owes() {
-    let mut session = Session::new(throttle());
+    let mut session = Session::new(throttle(), None);
     for left in (0..10).rev() {
         assert_eq!(five(&mut session, "CL.THROTTLE a 9 10 60")[2], left);
     }
@@ -100,7 +100,7 @@ fn same_key_under_another_limit_keeps_what_it_owes() {
 
 #[test]
 fn says_what_is_wrong() {
-    let mut session = Session::new(throttle());
+    let mut session = Session::new(throttle(), None);
     for (line, message) in [
         (
             "CL.THROTTLE a 1 2",
@@ -135,7 +135,7 @@ fn says_what_is_wrong() {
 
 #[test]
 fn speaks_to_clients_before_they_ask() {
-    let mut session = Session::new(throttle());
+    let mut session = Session::new(throttle(), None);
     assert_eq!(ask(&mut session, "PING"), "+PONG\r\n");
     assert_eq!(ask(&mut session, "ping hello"), "$5\r\nhello\r\n");
     assert_eq!(ask(&mut session, "CLIENT SETINFO LIB-NAME x"), "+OK\r\n");
@@ -152,9 +152,9 @@ fn speaks_to_clients_before_they_ask() {
 #[test]
 fn a_locked_listener_answers_nobody_without_a_token() {
     let limiter = RateLimiter::builder().capacity(100).build().unwrap();
-    let admit = Arc::new(|token: &str| token == "0123456789abcdef");
-    let shared = Arc::new(Throttle::new(limiter, Some(admit)));
-    let mut session = Session::new(Arc::clone(&shared));
+    let admit: Admit = Arc::new(|token: Option<&str>| token == Some("0123456789abcdef"));
+    let shared = Arc::new(Throttle::new(limiter));
+    let mut session = Session::new(Arc::clone(&shared), Some(Arc::clone(&admit)));
     for line in ["PING", "CL.THROTTLE a 1 1 1", "HELLO 3", "COMMAND"] {
         assert!(ask(&mut session, line).starts_with("-NOAUTH"), "{line}");
     }
@@ -164,15 +164,31 @@ fn a_locked_listener_answers_nobody_without_a_token() {
         "+OK\r\n"
     );
     assert_eq!(five(&mut session, "CL.THROTTLE a 1 1 1")[0], 0);
-    let mut other = Session::new(shared);
+    let mut other = Session::new(shared, Some(admit));
     assert!(ask(&mut other, "HELLO 3 AUTH default 0123456789abcdef").starts_with("%7"));
     assert_eq!(ask(&mut other, "RESET"), "+RESET\r\n");
     assert!(ask(&mut other, "PING").starts_with("-NOAUTH"));
 }
 
 #[test]
+fn in_shadow_everything_passes_and_is_counted() {
+    let shared = throttle();
+    let mut session = Session::new(Arc::clone(&shared), None);
+    assert_eq!(five(&mut session, "CL.THROTTLE a 0 1 60")[0], 0);
+    assert_eq!(five(&mut session, "CL.THROTTLE a 0 1 60")[0], 1);
+    shared.set_shadow(true);
+    assert_eq!(
+        five(&mut session, "CL.THROTTLE a 0 1 60")[..4],
+        [0, 1, 0, -1]
+    );
+    shared.set_shadow(false);
+    // What was owed before is owed still.
+    assert_eq!(five(&mut session, "CL.THROTTLE a 0 1 60")[0], 1);
+}
+
+#[test]
 fn distinct_limits_are_bounded() {
-    let mut session = Session::new(throttle());
+    let mut session = Session::new(throttle(), None);
     for n in 0..MAX_LIMITS {
         assert_eq!(
             five(&mut session, &format!("CL.THROTTLE a {n} 1 60"))[0],
@@ -190,7 +206,7 @@ fn distinct_limits_are_bounded() {
 
 #[test]
 fn hostile_keys_have_buckets_of_their_own() {
-    let mut session = Session::new(throttle());
+    let mut session = Session::new(throttle(), None);
     let long: Vec<Vec<u8>> = (0..4)
         .map(|n| {
             let mut key = vec![b'x'; 10_000];
@@ -241,9 +257,9 @@ proptest! {
         ];
         let stream: Vec<u8> = chosen.iter().flat_map(|n| commands[*n].clone()).collect();
         let mut whole = Vec::new();
-        Session::new(throttle()).serve(&stream, &mut whole);
+        Session::new(throttle(), None).serve(&stream, &mut whole);
 
-        let mut session = Session::new(throttle());
+        let mut session = Session::new(throttle(), None);
         let (mut pieces, mut input, mut at) = (Vec::new(), Vec::new(), 0);
         for cut in cuts.iter().cycle() {
             if at == stream.len() {
@@ -274,7 +290,7 @@ proptest! {
         ).prop_map(|parts| parts.concat()),
     ) {
         let mut out = Vec::new();
-        let served = Session::new(throttle()).serve(&bytes, &mut out);
+        let served = Session::new(throttle(), None).serve(&bytes, &mut out);
         prop_assert!(served.taken <= bytes.len());
         prop_assert!(out.len() <= 32 * bytes.len() + 256);
         prop_assert!(out.is_empty() || out.ends_with(b"\r\n"));
@@ -294,7 +310,13 @@ async fn running(limits: Limits) -> Running {
     let shutdown = async move {
         let _stopped = stopped.await.is_ok();
     };
-    let task = tokio::spawn(serve(listener, throttle(), limits, shutdown));
+    let task = tokio::spawn(serve(
+        listener,
+        throttle(),
+        Arc::new(|_| true),
+        limits,
+        shutdown,
+    ));
     Running {
         address,
         stop,

@@ -9,6 +9,7 @@
 mod checks;
 mod control;
 mod core;
+mod doors;
 mod events;
 mod explain;
 mod observe;
@@ -154,6 +155,11 @@ pub async fn serve(
             .context("building the policy")??
     };
     let shared = Arc::clone(&core.shared);
+    let doors = Arc::new(doors::Doors::new(&shared.checks));
+    let descriptors = doors::read(&settings).map_err(anyhow::Error::msg)?;
+    doors
+        .configure(descriptors, settings.mode())
+        .map_err(anyhow::Error::msg)?;
     restore_usage(&shared, &plane, &store).await?;
 
     let wanted = settings.interfaces.clone();
@@ -196,6 +202,8 @@ pub async fn serve(
         shared: Arc::clone(&shared),
         plane: Arc::clone(&plane),
         gate: Arc::clone(&gate),
+        doors: Arc::clone(&doors),
+        descriptors: ArcSwap::from_pointee(settings.check.descriptors.clone()),
     });
     let service = Arc::new(Service {
         control: control.clone(),
@@ -255,6 +263,8 @@ pub async fn serve(
             until_stopped(),
         ));
     }
+    let others = (listeners.grpc, listeners.resp);
+    doors.open(&settings, others, &mut servers, until_stopped)?;
     shared.started.store(true, Ordering::Relaxed);
     shared.events.push(EventKind::Agent, "started");
     tell_systemd(&[NotifyState::Ready]);
@@ -291,6 +301,10 @@ pub struct Listeners {
     pub admin: Vec<Listener>,
     /// The check API over HTTP.
     pub check: Option<Listener>,
+    /// The check API over gRPC.
+    pub grpc: Option<Listener>,
+    /// The check API in the Redis protocol.
+    pub resp: Option<Listener>,
 }
 
 /// Binds every listener. Nothing else has been touched yet.
@@ -307,6 +321,7 @@ async fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
         Some(address) => Some(checks::bind(settings, address).await?),
         None => None,
     };
+    let (grpc, resp) = doors::bind(settings).await?;
     if listeners.is_empty() {
         tracing::warn!(
             "neither `admin.listen` nor `admin.socket` is set: nobody can ask the agent"
@@ -321,6 +336,8 @@ async fn listen(settings: &Settings) -> anyhow::Result<Listeners> {
     Ok(Listeners {
         admin: listeners,
         check,
+        grpc,
+        resp,
     })
 }
 

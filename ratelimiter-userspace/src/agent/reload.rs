@@ -1,11 +1,14 @@
 //! Reading the configuration file again: on SIGHUP, when it changes, when asked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
+
 use super::control::Control;
+use super::doors::{self, Doors};
 use super::service::plane_mode;
 use super::state::Shared;
 use super::{Loader, credentials, privileges};
@@ -27,6 +30,9 @@ pub(super) struct Reloader {
     pub(super) shared: Arc<Shared>,
     pub(super) plane: Arc<dyn DataPlane>,
     pub(super) gate: Arc<Gate>,
+    pub(super) doors: Arc<Doors>,
+    /// Descriptor files in force.
+    pub(super) descriptors: ArcSwap<Vec<String>>,
 }
 
 impl Reloader {
@@ -82,12 +88,22 @@ impl Reloader {
                 "`admin.listen` is not loopback; at least one credential must stay",
             ));
         }
+        let read = settings.clone();
+        let descriptors = tokio::task::spawn_blocking(move || doors::read(&read))
+            .await
+            .map_err(|_| AdminError::Unavailable("the agent is stopping".to_owned()))?
+            .map_err(|text| AdminError::invalid("/check/descriptors", text))?;
         let (fixed, _duplicates) = static_document(&settings);
         let mode = settings.mode();
         let mut changed = control.with(move |core| core.reload(fixed, mode)).await?;
         if let Err(error) = self.shared.checks.configure(&settings) {
             changed.warnings.push(error.to_string());
         }
+        if let Err(error) = self.doors.configure(descriptors, mode) {
+            changed.warnings.push(error);
+        }
+        self.descriptors
+            .store(Arc::new(settings.check.descriptors.clone()));
         self.gate
             .replace(credentials, &settings.admin.allowed_hosts);
         let plane = Arc::clone(&self.plane);
@@ -120,7 +136,12 @@ impl Reloader {
             &new.pin_dir,
         ) || old.tables != new.tables
             || old.kernel != new.kernel
-            || old.check != new.check
+            || {
+                // The files are read again, whichever they are.
+                let mut check = old.check.clone();
+                check.descriptors.clone_from(&new.check.descriptors);
+                check != new.check
+            }
     }
 
     /// Reloads whenever the file is another one or has changed. Looks twice before it does: a file
@@ -129,22 +150,35 @@ impl Reloader {
         let Some(path) = self.path.clone().filter(|_| self.load.is_some()) else {
             return std::future::pending().await;
         };
-        let look = || {
+        let look_at = |path: &Path| {
             use std::os::unix::fs::MetadataExt;
-            std::fs::metadata(&path)
+            std::fs::metadata(path)
                 .ok()
                 .map(|m| (m.dev(), m.ino(), m.size(), m.mtime(), m.mtime_nsec()))
         };
+        let look = || -> Vec<_> {
+            let descriptors = self.descriptors.load();
+            let others = descriptors.iter().map(Path::new);
+            std::iter::once(path.as_path())
+                .chain(others)
+                .map(look_at)
+                .collect()
+        };
         let mut known = look();
-        let mut seen = known;
+        let mut seen = known.clone();
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         loop {
             ticks.tick().await;
-            let now = look();
+            let mut now = look();
             if now == seen && now != known {
-                known = now;
                 // The outcome is in the log, the events and the metrics.
                 let _outcome = self.reload(control, "file").await;
+                // Other files may count from here on. What changed meanwhile is seen as well: it
+                // differs from what will be seen next.
+                if now.len() != self.descriptors.load().len() + 1 {
+                    now = look();
+                }
+                known.clone_from(&now);
             }
             seen = now;
         }

@@ -17,6 +17,8 @@ pub const MAX_INTERFACES: usize = 64;
 pub const MAX_CREDENTIALS: usize = 1_000;
 /// Backends with settings of their own.
 pub const MAX_BACKENDS: usize = 64;
+/// Descriptor files for gRPC.
+pub const MAX_DESCRIPTOR_FILES: usize = 1_000;
 /// Longest name of a header, in bytes.
 const MAX_HEADER_BYTES: usize = 64;
 /// Longest token, in bytes.
@@ -302,6 +304,18 @@ impl Check {
             1,
             1_000_000,
         );
+        if check.descriptors.len() > MAX_DESCRIPTOR_FILES {
+            self.push(
+                &["check", "descriptors"],
+                format!(
+                    "`check.descriptors` has {} files; it may have at most {MAX_DESCRIPTOR_FILES}",
+                    check.descriptors.len()
+                ),
+            );
+        }
+        for (n, file) in check.descriptors.iter().enumerate() {
+            self.absolute(&["check", "descriptors", &n.to_string()], file);
+        }
         let header = &check.identity_header;
         let legal = |c: u8| c.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&c);
         if header.len() > MAX_HEADER_BYTES || !header.bytes().all(legal) {

@@ -84,6 +84,8 @@ pub struct Check {
     pub grpc: Listen,
     /// RESP listener (Redis protocol), `off` by default; its usual port is 9743.
     pub resp: Listen,
+    /// Descriptor files of envoyproxy/ratelimit (YAML), for gRPC; without any, everything passes.
+    pub descriptors: Vec<String>,
     /// Clients whose usage is kept in memory.
     pub max_clients: u64,
     /// What applies to a client nobody configured: `default_segment`, `deny` or `allow`.
@@ -304,6 +306,7 @@ impl Default for Check {
             http: loopback(9741),
             grpc: loopback(9742),
             resp: Listen::Off,
+            descriptors: Vec::new(),
             max_clients: 1_000_000,
             unknown_clients: UnknownClients::DefaultSegment,
             max_skew_ms: 2_000,

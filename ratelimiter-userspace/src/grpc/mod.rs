@@ -18,5 +18,5 @@ pub use descriptors::Rules;
 pub use serve::{Limits, Server};
 pub use service::Service;
 
-/// Whether whoever shows this bearer token may check. Given for listeners that others can reach.
-pub type Admit = std::sync::Arc<dyn Fn(&str) -> bool + Send + Sync>;
+/// Whether whoever shows this bearer token, or none, may check.
+pub type Admit = std::sync::Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>;

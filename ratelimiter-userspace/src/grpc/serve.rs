@@ -78,7 +78,7 @@ type Answer = Response<Either<Unary, UnsyncBoxBody<Bytes, tonic::Status>>>;
 #[derive(Clone)]
 pub struct Server {
     service: Arc<Service>,
-    admit: Option<Admit>,
+    admit: Admit,
     limits: Limits,
     reporter: HealthReporter,
     health: HealthServer<HealthService>,
@@ -89,12 +89,8 @@ pub struct Server {
 type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 impl Server {
-    /// A server for `service`; with `admit`, only for callers with a good bearer token.
-    pub fn new(
-        service: Arc<Service>,
-        admit: Option<Admit>,
-        limits: Limits,
-    ) -> Result<Self, BuildError> {
+    /// A server for `service`, for callers whom `admit` lets in.
+    pub fn new(service: Arc<Service>, admit: Admit, limits: Limits) -> Result<Self, BuildError> {
         let reporter = HealthReporter::new();
         let health = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
         let reflection = tonic_reflection::server::Builder::configure()
@@ -247,24 +243,21 @@ impl Server {
     }
 
     fn admits(&self, headers: &HeaderMap) -> Result<(), Status> {
-        let Some(admit) = &self.admit else {
-            return Ok(());
-        };
         let token = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
             .and_then(|value| value.strip_prefix("Bearer "));
-        match token {
-            Some(token) if admit(token) => Ok(()),
-            Some(_) => Err(Status::new(
-                unary::UNAUTHENTICATED,
-                "the credential is not known or may not check",
-            )),
-            None => Err(Status::new(
-                unary::UNAUTHENTICATED,
-                "send a credential with the right `check`: `authorization: Bearer TOKEN`",
-            )),
+        if (self.admit)(token) {
+            return Ok(());
         }
+        Err(Status::new(
+            unary::UNAUTHENTICATED,
+            if token.is_some() {
+                "the credential is not known or may not check"
+            } else {
+                "send a credential with the right `check`: `authorization: Bearer TOKEN`"
+            },
+        ))
     }
 }
 

@@ -4,6 +4,7 @@
 //! charged. Each distinct descriptor has a bucket of its own, under the limit of its rule.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use arc_swap::ArcSwap;
@@ -69,7 +70,9 @@ pub struct Service {
     active: ArcSwap<Active>,
     /// Classes by the place of their rule, and those whose rules are gone.
     classes: Mutex<(HashMap<String, Class>, Vec<Class>)>,
-    overrides: RwLock<HashMap<(u32, i32), Class>>,
+    /// By requests, unit, and whether in shadow mode.
+    overrides: RwLock<HashMap<(u32, i32, bool), Class>>,
+    shadow: AtomicBool,
 }
 
 /// What is to be asked about one descriptor.
@@ -99,12 +102,18 @@ impl Service {
             active: ArcSwap::default(),
             classes: Mutex::default(),
             overrides: RwLock::default(),
+            shadow: AtomicBool::new(false),
         }
     }
 
     /// Puts rules in force, all or none. A rule at a place where one was before keeps its buckets:
     /// what is owed stays owed, up to the new limit.
-    pub fn replace(&self, rules: Rules) -> Result<(), SpecError> {
+    ///
+    /// In `shadow`, whatever the rules say, everything passes and is counted.
+    pub fn replace(&self, mut rules: Rules, shadow: bool) -> Result<(), SpecError> {
+        for rule in &mut rules.rules {
+            rule.shadow |= shadow;
+        }
         let mut held = self.classes();
         let (known, spare) = &mut *held;
         let kept: HashSet<&str> = rules.rules.iter().map(|rule| rule.place.as_str()).collect();
@@ -128,6 +137,7 @@ impl Service {
         let classes = self.limiter.change_classes(&changes)?;
         *spare = free;
         *known = places.into_iter().zip(classes).collect();
+        self.shadow.store(shadow, Ordering::Relaxed);
         let actions = rules
             .rules
             .iter()
@@ -154,6 +164,7 @@ impl Service {
             (_, 1..=MAX_DESCRIPTORS) => {}
             (_, more) => return Err(Refused::Descriptors(more)),
         }
+        let begin_ns = self.limiter.now_ns();
         let active = self.active.load();
         let mut id = Vec::with_capacity(128);
         let mut plans = Vec::with_capacity(descriptors.len());
@@ -170,7 +181,10 @@ impl Service {
                 }
             }
         }
-        Ok(self.decide(&plans))
+        let response = self.decide(&plans);
+        let took_ns = self.limiter.now_ns().saturating_sub(begin_ns);
+        self.limiter.observe_duration(took_ns, plans.len() as u64);
+        Ok(response)
     }
 
     fn plan<'a>(
@@ -212,6 +226,7 @@ impl Service {
             return Ok(Plan {
                 ask,
                 shown: Some((limit.requests_per_unit, unit)),
+                shadow: self.shadow.load(Ordering::Relaxed),
                 ..free
             });
         }
@@ -251,7 +266,8 @@ impl Service {
         if limit.requests_per_unit == 0 {
             return Ok(None);
         }
-        let key = (limit.requests_per_unit, limit.unit);
+        let shadow = self.shadow.load(Ordering::Relaxed);
+        let key = (limit.requests_per_unit, limit.unit, shadow);
         let read = self.overrides.read();
         if let Some(class) = read.unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Ok(Some(*class));
@@ -266,7 +282,7 @@ impl Service {
         if overrides.len() >= MAX_OVERRIDES {
             return Err(Refused::Overrides);
         }
-        let mut spec = spec(limit.requests_per_unit, unit, false)?;
+        let mut spec = spec(limit.requests_per_unit, unit, shadow)?;
         // Apart from the rules' classes, which change when the files do.
         if let Some(quota) = spec.quotas.first_mut() {
             quota.name = Arc::from("override");

@@ -82,6 +82,6 @@ impl RateLimiter {
             only: None,
             under: call.class.0,
         };
-        self.inner().engine.check(&ask, &|| ())
+        self.inner().engine.check(ask, || ())
     }
 }

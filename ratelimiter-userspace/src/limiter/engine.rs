@@ -1,25 +1,27 @@
 //! The fast path: from an identity to an answer, without a lock shared by clients and without
 //! allocation.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use super::answer::{Answer, Reason};
 use super::assign::{Assigned, Assignments};
-use super::block::{BlockId, Blocks, HEADER, Held};
+use super::block::{Blocks, HEADER};
 use super::breakers::Breakers;
 use super::counters::Counters;
 use super::identity::ClientKey;
-use super::meter::Says;
 use super::registry::{Common, Compiled, Registry};
 use super::rule::{Kind, PolicyWord, Rule};
-use super::table::{Line, Table};
+use super::table::{GROUP, Line, Table, Way};
 use super::word::{self, Outcome};
 
 /// Tries of a compare-and-swap before a check gives up; each failure means that another succeeded.
 const SWAP_TRIES: u32 = 10_000;
 /// Rounds through the slow path before a check gives up.
 const ROUNDS: u32 = 64;
+
+/// In which time newcomers look once at every group for idle clients: 60 s.
+const PASS_NS: u64 = 60_000_000_000;
 
 /// Everything a limiter decides with.
 pub(super) struct Engine {
@@ -33,6 +35,8 @@ pub(super) struct Engine {
     pub(super) tally: super::place::Tally,
     /// The next group to sweep.
     pub(super) hand: AtomicUsize,
+    /// When the first newcomer came; 0 before.
+    first_ns: AtomicU64,
 }
 
 /// One question.
@@ -47,6 +51,12 @@ pub(super) struct Ask<'a> {
     pub(super) only: Option<&'a str>,
     /// The policy the caller names; 0 where the client's assignment counts.
     pub(super) under: u32,
+}
+
+/// What came of looking at a policy that may be more than a word.
+enum Special {
+    Is(Step),
+    IsPlain,
 }
 
 /// What came of looking at a way.
@@ -73,13 +83,14 @@ impl Engine {
             common,
             tally: super::place::Tally::default(),
             hand: AtomicUsize::new(0),
+            first_ns: AtomicU64::new(0),
         })
     }
 
     /// Answers and counts. `unknown` is called when the client has to be placed and nobody has
     /// configured it.
-    #[inline]
-    pub(super) fn check(&self, ask: &Ask<'_>, unknown: &dyn Fn()) -> Answer {
+    #[inline(always)]
+    pub(super) fn check(&self, ask: Ask<'_>, unknown: impl Fn()) -> Answer {
         let answer = self.answer(ask, unknown);
         if ask.charge {
             self.counters.count(answer.reason);
@@ -88,7 +99,7 @@ impl Engine {
     }
 
     #[inline(always)]
-    fn answer(&self, ask: &Ask<'_>, unknown: &dyn Fn()) -> Answer {
+    fn answer(&self, ask: Ask<'_>, unknown: impl Fn()) -> Answer {
         let home = self.table.home(ask.key);
         let line = self.table.line(home);
         if let Some(way) = line.find(ask.key.print)
@@ -96,13 +107,13 @@ impl Engine {
         {
             return answer;
         }
-        self.elsewhere(home, ask, unknown)
+        self.elsewhere(home, ask, &unknown)
     }
 
     /// The client is not in its home line, or its way was changing.
     #[cold]
     #[inline(never)]
-    fn elsewhere(&self, home: usize, ask: &Ask<'_>, unknown: &dyn Fn()) -> Answer {
+    fn elsewhere(&self, home: usize, ask: Ask<'_>, unknown: &dyn Fn()) -> Answer {
         for round in 0..ROUNDS {
             for line in self.table.neighbours(home) {
                 if let Some(way) = line.find(ask.key.print)
@@ -111,7 +122,7 @@ impl Engine {
                     return answer;
                 }
             }
-            let index = match self.applies(ask) {
+            let index = match self.applies(&ask) {
                 Assigned::Configured(index) => index,
                 Assigned::Default(index) => {
                     if round == 0 {
@@ -122,15 +133,40 @@ impl Engine {
                 Assigned::Refused => return Answer::bare(Reason::UnknownClient, 0),
             };
             if !ask.charge && !self.is_placed(home, ask.key) {
-                return self.fresh(index, ask);
+                return self.fresh(index, &ask);
             }
-            self.place(home, ask);
-            // Every newcomer pays for a look at one group, so that nobody has to tidy up.
-            self.sweep_some(1, ask.now_ns);
+            self.place(home, &ask);
+            self.tidy_up(index, ask.now_ns);
         }
         Answer {
             retry_after_ns: 1_000_000,
             ..Answer::bare(Reason::Contended, 0)
+        }
+    }
+
+    /// Newcomers pay for a look at one group, so that nobody has to tidy up: each that took a
+    /// block, of the others so many that every group is looked at once in [`PASS_NS`]. More often
+    /// would throw out clients that come back.
+    fn tidy_up(&self, index: u32, now_ns: u64) {
+        let groups = (self.table.lines() / GROUP).max(1) as u64;
+        let first = self.first_ns.load(Ordering::Relaxed);
+        if first == 0 {
+            self.first_ns.store(now_ns.max(1), Ordering::Relaxed);
+            return;
+        }
+        let takes_block = || {
+            let current = self.registry.current(index);
+            current.is_some_and(|compiled| compiled.block_words > 0)
+        };
+        let due = now_ns.saturating_sub(first) / (PASS_NS / groups).max(1);
+        let done = self.hand.load(Ordering::Relaxed);
+        if (done as u64) < due {
+            // What was due while nobody came is not made up for, but for one pass.
+            let behind = usize::try_from(due.saturating_sub(groups)).unwrap_or(usize::MAX);
+            self.hand.fetch_max(behind, Ordering::Relaxed);
+            self.sweep_some(1, now_ns);
+        } else if takes_block() {
+            self.sweep_some(1, now_ns);
         }
     }
 
@@ -208,8 +244,11 @@ impl Engine {
     }
 
     /// Decides at one way.
+    ///
+    /// No reference to what is decided with may leave this function: it would be kept in memory
+    /// instead of in registers. What is rare is read again where it is needed.
     #[inline(always)]
-    pub(super) fn at(&self, line: &Line, way: usize, ask: &Ask<'_>) -> Step {
+    pub(super) fn at(&self, line: &Line, way: usize, ask: Ask<'_>) -> Step {
         let way = line.way(way);
         for _ in 0..SWAP_TRIES {
             let Some((policy, word)) = way.read(ask.key.print) else {
@@ -221,72 +260,70 @@ impl Engine {
             let Some(rule) = self.registry.rules.read(policy) else {
                 return Step::Again;
             };
-            if let Some(backend) = rule.watched
-                && let Some(refused) = self.admit(backend, policy, ask)
-            {
-                return Step::Done(refused);
+            if rule.is_special() || ask.only.is_some() {
+                match self.special(way, policy, word, ask) {
+                    Special::Is(step) => return step,
+                    Special::IsPlain => {}
+                }
             }
-            if rule.kind == Kind::Block {
-                return self.at_block(policy, word, ask, &rule);
+            let (reason, remaining, retry_ns, reset_ns) =
+                match word::judge(rule.kind, word, ask.now_ns, ask.cost) {
+                    Outcome::Passes {
+                        word: charged,
+                        remaining,
+                        reset_ns,
+                    } => {
+                        if ask.charge {
+                            let swapped = way.word.compare_exchange_weak(
+                                word,
+                                charged,
+                                Ordering::SeqCst,
+                                Ordering::Relaxed,
+                            );
+                            if swapped.is_err() {
+                                std::hint::spin_loop();
+                                continue;
+                            }
+                            // Charged: but was the way still ours? See the table's writing order.
+                            if way.print.load(Ordering::SeqCst) != ask.key.print {
+                                return Step::Again;
+                            }
+                        }
+                        (Reason::Conforming, remaining, 0, reset_ns)
+                    }
+                    Outcome::Refuses { retry_ns, reset_ns } => {
+                        if way.print.load(Ordering::Acquire) != ask.key.print {
+                            return Step::Again;
+                        }
+                        if ask.cost > 1 {
+                            let (remaining, reset_ns) =
+                                cheaper(rule.kind, word, ask.now_ns, reset_ns);
+                            (Reason::OverLimit, remaining, retry_ns, reset_ns)
+                        } else {
+                            (Reason::OverLimit, 0, retry_ns, reset_ns)
+                        }
+                    }
+                    Outcome::Never => {
+                        let (remaining, reset_ns) = cheaper(rule.kind, word, ask.now_ns, 0);
+                        (Reason::ExceedsBurst, remaining, u64::MAX, reset_ns)
+                    }
+                };
+            let allowed = retry_ns == 0;
+            if rule.watched.is_some() && ask.charge {
+                self.count_watched(rule.watched, allowed);
             }
-            if rule.kind == Kind::Unlimited {
-                return Step::Done(self.done(
-                    &rule,
-                    Answer::bare(Reason::Unlimited, policy.index()),
-                    ask,
-                ));
-            }
-            if ask.only.is_some() && !self.names(policy, ask) {
-                return Step::Done(Answer::bare(Reason::UnknownLimit, policy.index()));
-            }
-            let mut answer = Answer {
+            let shadowed = rule.shadow && !allowed;
+            return Step::Done(Answer {
+                allowed: allowed || shadowed,
+                reason: if shadowed { Reason::Shadow } else { reason },
+                clamped: false,
+                quota: 0,
+                policy: policy.index(),
                 limit: rule.shown_limit,
-                ..Answer::bare(Reason::Conforming, policy.index())
-            };
-            match word::judge(&rule.kind, word, ask.now_ns, ask.cost) {
-                Outcome::Passes {
-                    word: charged,
-                    remaining,
-                    reset_ns,
-                } => {
-                    answer.remaining = remaining;
-                    answer.reset_after_ns = reset_ns;
-                    if !ask.charge {
-                        return Step::Done(answer);
-                    }
-                    let swapped = way.word.compare_exchange_weak(
-                        word,
-                        charged,
-                        Ordering::SeqCst,
-                        Ordering::Relaxed,
-                    );
-                    if swapped.is_err() {
-                        std::hint::spin_loop();
-                        continue;
-                    }
-                    // Charged: but was the way still ours? See the table's writing order.
-                    if way.print.load(Ordering::SeqCst) != ask.key.print {
-                        return Step::Again;
-                    }
-                }
-                Outcome::Refuses { retry_ns, reset_ns } => {
-                    if way.print.load(Ordering::Acquire) != ask.key.print {
-                        return Step::Again;
-                    }
-                    answer.reason = Reason::OverLimit;
-                    answer.retry_after_ns = retry_ns;
-                    answer.reset_after_ns = reset_ns;
-                    if ask.cost > 1 {
-                        less_would_pass(&rule.kind, word, ask.now_ns, &mut answer);
-                    }
-                }
-                Outcome::Never => {
-                    answer.reason = Reason::ExceedsBurst;
-                    answer.retry_after_ns = u64::MAX;
-                    less_would_pass(&rule.kind, word, ask.now_ns, &mut answer);
-                }
-            }
-            return Step::Done(self.done(&rule, answer, ask));
+                remaining,
+                retry_after_ns: if shadowed { 0 } else { retry_ns },
+                reset_after_ns: reset_ns,
+            });
         }
         Step::Done(Answer {
             retry_after_ns: 1_000_000,
@@ -294,9 +331,46 @@ impl Engine {
         })
     }
 
+    /// Decides where a word alone does not: an open breaker, a state in a block, no limit at all, a
+    /// limit asked for by name.
+    #[cold]
+    #[inline(never)]
+    fn special(&self, way: Way<'_>, policy: PolicyWord, word: u64, ask: Ask<'_>) -> Special {
+        let Some(rule) = self.registry.rules.read(policy) else {
+            return Special::Is(Step::Again);
+        };
+        if let Some(backend) = rule.watched
+            && let Some(refused) = self.admit(backend, policy, &ask)
+        {
+            return Special::Is(Step::Done(refused));
+        }
+        match rule.kind {
+            Kind::Block => Special::Is(self.at_block(policy, word, &ask, &rule)),
+            Kind::Unlimited => {
+                if way.print.load(Ordering::Acquire) != ask.key.print {
+                    return Special::Is(Step::Again);
+                }
+                let answer = Answer::bare(Reason::Unlimited, policy.index());
+                Special::Is(Step::Done(self.done(&rule, answer, &ask)))
+            }
+            _ if ask.only.is_some() && !self.names(policy, &ask) => Special::Is(Step::Done(
+                Answer::bare(Reason::UnknownLimit, policy.index()),
+            )),
+            _ => Special::IsPlain,
+        }
+    }
+
+    /// Counts for the breaker.
+    #[cold]
+    #[inline(never)]
+    fn count_watched(&self, backend: Option<u8>, allowed: bool) {
+        if let Some(backend) = backend {
+            self.counters.count_backend(backend, allowed);
+        }
+    }
+
     /// Applies the shadow mode and counts for the breaker.
-    #[inline(always)]
-    fn done(&self, rule: &Rule, mut answer: Answer, ask: &Ask<'_>) -> Answer {
+    pub(super) fn done(&self, rule: &Rule, mut answer: Answer, ask: &Ask<'_>) -> Answer {
         answer.allowed = answer.reason.allows();
         if let Some(backend) = rule.watched
             && ask.charge
@@ -336,150 +410,20 @@ impl Engine {
                 .any(|quota| ask.only == Some(&*quota.name))
         })
     }
-
-    /// Decides where the state is in a block.
-    fn at_block(&self, policy: PolicyWord, word: u64, ask: &Ask<'_>, rule: &Rule) -> Step {
-        let table = self.registry.table();
-        let Some(Some(compiled)) = table.get(policy.index() as usize) else {
-            return Step::Again;
-        };
-        if compiled.word != policy {
-            return Step::Again;
-        }
-        let Some(block) = self.blocks.get(BlockId(word)) else {
-            return Step::Again;
-        };
-        let Some(mut held) = block.lock() else {
-            return Step::Done(Answer {
-                retry_after_ns: 1_000_000,
-                ..Answer::bare(Reason::Contended, policy.index())
-            });
-        };
-        if held.owner() != ask.key.print || held.policy() != policy {
-            return Step::Again;
-        }
-        let now_ns = if self.common.caller_clock {
-            let newest = held.newest().max(ask.now_ns);
-            if ask.charge {
-                held.set_newest(newest);
-            }
-            newest
-        } else {
-            ask.now_ns
-        };
-        let answer = judge_all(compiled, &held, now_ns, ask);
-        drop(held);
-        Step::Done(self.done(rule, answer, ask))
-    }
 }
 
-/// What is left for a cheaper arrival than the one that was refused.
+/// What is left for a cheaper arrival than the one that was refused, and when all is free again.
 #[cold]
 #[inline(never)]
-fn less_would_pass(kind: &Kind, word: u64, now_ns: u64, answer: &mut Answer) {
-    if let Outcome::Passes {
-        remaining,
-        reset_ns,
-        ..
-    } = word::judge(kind, word, now_ns, 0)
-    {
-        answer.remaining = remaining;
-        answer.reset_after_ns = reset_ns;
+fn cheaper(kind: Kind, word: u64, now_ns: u64, reset_ns: u64) -> (u64, u64) {
+    match word::judge(kind, word, now_ns, 0) {
+        Outcome::Passes {
+            remaining,
+            reset_ns,
+            ..
+        } => (remaining, reset_ns),
+        _ => (0, reset_ns),
     }
-}
-
-/// Judges every quota in a held block: all or nothing is charged, the tightest answers.
-fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -> Answer {
-    let asked = || {
-        compiled
-            .spec
-            .quotas
-            .iter()
-            .zip(&compiled.meters)
-            .enumerate()
-            .filter(|(_, (spec, _))| ask.only.is_none_or(|only| *spec.name == *only))
-    };
-    let single = compiled.meters.len() == 1;
-    let policy = compiled.word.index();
-    let mut tightest: Option<Answer> = None;
-    let mut shadowed = false;
-    for (number, (spec, meter)) in asked() {
-        let states = held.states(meter.offset, meter.words());
-        // One quota is charged while it is looked at; of several, only if all pass.
-        let says = meter.judge(states, now_ns, ask.cost, ask.charge && single);
-        let mut answer = Answer {
-            quota: number as u8,
-            limit: spec.rate_limit,
-            ..Answer::bare(Reason::Conforming, policy)
-        };
-        match says {
-            Says::Passes {
-                remaining,
-                reset_ns,
-            } => {
-                answer.remaining = remaining;
-                answer.reset_after_ns = reset_ns;
-            }
-            Says::Refuses { retry_ns } => {
-                answer.reason = Reason::OverLimit;
-                answer.retry_after_ns = retry_ns;
-                answer.reset_after_ns = retry_ns;
-            }
-            Says::Never => {
-                answer.reason = Reason::ExceedsBurst;
-                answer.retry_after_ns = u64::MAX;
-            }
-        }
-        if !answer.reason.allows()
-            && ask.cost > 1
-            && let Says::Passes {
-                remaining,
-                reset_ns,
-            } = meter.judge(states, now_ns, 0, false)
-        {
-            answer.remaining = remaining;
-            answer.reset_after_ns = reset_ns;
-        }
-        if meter.shadow && !single && !answer.reason.allows() {
-            shadowed = true;
-            continue;
-        }
-        if tightest.is_none_or(|so_far| is_tighter(&answer, &so_far)) {
-            tightest = Some(answer);
-        }
-    }
-    let Some(mut answer) = tightest else {
-        let reason = if shadowed {
-            Reason::Shadow
-        } else {
-            Reason::UnknownLimit
-        };
-        return Answer::bare(reason, policy);
-    };
-    if !single && ask.charge && answer.reason.allows() {
-        for (_, (_, meter)) in asked() {
-            let states = held.states(meter.offset, meter.words());
-            // A shadowed quota that refuses stays as it is.
-            let _charged = meter.judge(states, now_ns, ask.cost, true);
-        }
-    }
-    if shadowed && answer.reason == Reason::Conforming {
-        answer.reason = Reason::Shadow;
-    }
-    answer.allowed = answer.reason.allows();
-    answer
-}
-
-/// Whether `a` binds more than `b`: a refusal before a pass, the longer wait, the less that is left.
-fn is_tighter(a: &Answer, b: &Answer) -> bool {
-    let rank = |answer: &Answer| {
-        (
-            answer.retry_after_ns,
-            u64::MAX - answer.remaining,
-            answer.reset_after_ns,
-        )
-    };
-    rank(a) > rank(b)
 }
 
 /// Words of a block for `compiled`.

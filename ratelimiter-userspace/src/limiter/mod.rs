@@ -23,7 +23,8 @@
 //! - [`answer`]: what a check answers; [`time`]: whose clock counts; [`spec`]: what is refused
 //! - `identity`, `table`, `block`: who is known, and where its state is
 //! - `rule`, `registry`, `meter`, `word`: policies and how a state is judged
-//! - `engine`, `place`: the fast and the slow path
+//! - `engine`, `place`, `quotas`: the fast path, the slow path, and several quotas at once
+//! - `many`: checks by the dozen
 //! - `assign`, `apply`: from a document to each client; [`source`]: from a configuration service
 //! - [`class`]: policies that callers name with each question
 //! - `breakers`, `counters`, [`snapshot`]: what stands beside the checks
@@ -38,9 +39,11 @@ pub mod class;
 mod counters;
 mod engine;
 mod identity;
+mod many;
 mod memory;
 mod meter;
 mod place;
+mod quotas;
 mod rate_limiter;
 mod registry;
 mod rule;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::answer::{Answer, Reason};
+use super::answer::Answer;
 use super::apply::Applied;
 use super::breakers::BreakerStatus;
 use super::counters::Totals;
@@ -18,9 +18,6 @@ use crate::clock;
 use crate::control::breaker::BreakerConfig;
 use crate::policy::model::{DEFAULT_LIMIT, DEFAULT_SEGMENT, Document, LimitSpec, Mode, Unit};
 use crate::policy::units::Window;
-
-/// Checks hashed and prefetched together.
-const BATCH: usize = 32;
 
 /// Decides whether clients may go on. Clones share everything.
 #[derive(Clone)]
@@ -163,10 +160,38 @@ impl RateLimiter {
 
     /// Checks, and charges if it passes.
     pub fn check(&self, client_id: impl AsRef<[u8]>, cost: u64) -> Result<Answer, ClientIdError> {
-        self.check_request(&Request {
+        check_client_id(client_id.as_ref())?;
+        Ok(self.check_now(client_id.as_ref(), cost))
+    }
+
+    /// Checks a valid id now. Not generic, so that it is compiled as one piece.
+    fn check_now(&self, id: &[u8], cost: u64) -> Answer {
+        self.decide(id, cost)
+    }
+
+    /// As [`RateLimiter::check_now`], where nobody reads more of the answer.
+    fn allow_now(&self, id: &[u8]) -> bool {
+        self.decide(id, 1).allowed
+    }
+
+    #[inline(always)]
+    fn decide(&self, id: &[u8], cost: u64) -> Answer {
+        let inner = &*self.inner;
+        let key = inner.identity.of(id);
+        // The line is fetched while the clock is read.
+        inner.engine.table.prefetch(inner.engine.table.home(key));
+        let ask = Ask {
+            key,
+            now_ns: match inner.time_mode {
+                TimeMode::System { .. } => self.now_ns(),
+                TimeMode::Caller => clock::unix_ns(),
+            },
             cost,
-            ..Request::new(client_id.as_ref())
-        })
+            charge: true,
+            only: None,
+            under: 0,
+        };
+        inner.engine.check(ask, || self.unknown(id, key))
     }
 
     /// As [`RateLimiter::check`], with everything that can be asked.
@@ -194,7 +219,8 @@ impl RateLimiter {
 
     /// Whether one request of `client_id` may go on now; charges if so. An invalid id may not.
     pub fn allow_request(&self, client_id: impl AsRef<[u8]>) -> bool {
-        self.check(client_id, 1).is_ok_and(|answer| answer.allowed)
+        let id = client_id.as_ref();
+        check_client_id(id).is_ok() && self.allow_now(id)
     }
 
     /// What [`RateLimiter::check`] would answer; changes nothing and is not counted.
@@ -204,46 +230,6 @@ impl RateLimiter {
             charge: false,
             ..Request::new(client_id.as_ref())
         })
-    }
-
-    /// Checks many requests at one moment, in order; `out` is emptied first and receives one answer
-    /// each. Several times faster per check than one by one where clients are many: identities are
-    /// computed and cache lines fetched for 32 at a time. An invalid id is answered as such.
-    pub fn check_many<I: AsRef<[u8]>>(
-        &self,
-        requests: &[(I, u64)],
-        now_ns: u64,
-        out: &mut Vec<Answer>,
-    ) {
-        out.clear();
-        out.reserve(requests.len());
-        let inner = &*self.inner;
-        let nobody = ClientKey { place: 0, print: 0 };
-        for chunk in requests.chunks(BATCH) {
-            let mut keys = [nobody; BATCH];
-            for (key, (id, _)) in keys.iter_mut().zip(chunk) {
-                if check_client_id(id.as_ref()).is_ok() {
-                    *key = inner.identity.of(id.as_ref());
-                    inner.engine.table.prefetch(inner.engine.table.home(*key));
-                }
-            }
-            for (key, (id, cost)) in keys.into_iter().zip(chunk) {
-                if key == nobody {
-                    inner.engine.counters.count(Reason::InvalidClientId);
-                    out.push(Answer::bare(Reason::InvalidClientId, 0));
-                    continue;
-                }
-                let ask = Ask {
-                    key,
-                    now_ns,
-                    cost: *cost,
-                    charge: true,
-                    only: None,
-                    under: 0,
-                };
-                out.push(inner.engine.check(&ask, &|| self.unknown(id.as_ref(), key)));
-            }
-        }
     }
 
     #[inline(always)]
@@ -259,11 +245,11 @@ impl RateLimiter {
         };
         self.inner
             .engine
-            .check(&ask, &|| self.unknown(request.client_id, key))
+            .check(ask, || self.unknown(request.client_id, key))
     }
 
     /// A client has to be placed that nobody configured.
-    fn unknown(&self, id: &[u8], key: ClientKey) {
+    pub(super) fn unknown(&self, id: &[u8], key: ClientKey) {
         if let Some(source) = self.inner.source.get() {
             source.wonder(id, key);
         }

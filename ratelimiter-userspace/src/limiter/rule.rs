@@ -46,23 +46,28 @@ pub(super) struct UnitClock {
     pub(super) speed: Speed,
     /// Bucket depth in ticks.
     pub(super) burst: u64,
-    /// Nanoseconds per tick, for `reset_after`.
-    pub(super) ns_per_tick: f64,
+    /// Nanoseconds per tick, with [`NS_BITS`] fraction bits; for `reset_after`.
+    pub(super) ns_per_tick: u64,
 }
 
 /// Fraction bits of a request on a unit clock.
 pub(super) const TICK_BITS: u32 = 16;
 
+/// Fraction bits of nanoseconds per tick: from 2^-9 at the fastest to 2^39 at the slowest there is.
+const NS_BITS: i32 = 24;
+
 impl UnitClock {
     /// A clock that reads `base` at `from_ns`.
     pub(super) fn new(from_ns: u64, base: u64, speed: Speed, burst: u64) -> Self {
         let per_ns = f64::from(speed.mult) * (-f64::from(speed.shift)).exp2();
+        // Saturates where the clock stands still.
+        let ns_per_tick = (f64::from(NS_BITS).exp2() / per_ns) as u64;
         Self {
             from_ns,
             base,
             speed,
             burst,
-            ns_per_tick: 1.0 / per_ns,
+            ns_per_tick,
         }
     }
 
@@ -85,11 +90,10 @@ impl UnitClock {
     /// Roughly how long the clock takes for `ticks`, rounded up.
     #[inline(always)]
     pub(super) fn about_ns(&self, ticks: u64) -> u64 {
-        if ticks == 0 {
-            0
-        } else {
-            (ticks as f64 * self.ns_per_tick) as u64 + 1
-        }
+        let ns = (u128::from(ticks) * u128::from(self.ns_per_tick)) >> NS_BITS;
+        u64::try_from(ns)
+            .unwrap_or(u64::MAX)
+            .saturating_add(u64::from(ticks != 0))
     }
 }
 
@@ -131,6 +135,12 @@ const KIND_BLOCK: u64 = 5;
 const WORDS: usize = 7;
 
 impl Rule {
+    /// Whether a word alone does not decide.
+    #[inline(always)]
+    pub(super) fn is_special(&self) -> bool {
+        matches!(self.kind, Kind::Block | Kind::Unlimited) || self.watched.is_some()
+    }
+
     fn encode(&self) -> [u64; WORDS] {
         let (kind, packing, rest) = match &self.kind {
             Kind::Unlimited => (KIND_UNLIMITED, None, [0; 5]),
@@ -142,7 +152,7 @@ impl Rule {
                     clock.base,
                     u64::from(clock.speed.mult) | u64::from(clock.speed.shift) << 32,
                     clock.burst,
-                    clock.ns_per_tick.to_bits(),
+                    clock.ns_per_tick,
                 ],
             ),
             Kind::Sliding(packing, limit) | Kind::Fixed(packing, limit) => (
@@ -194,7 +204,7 @@ impl Rule {
                     shift: (third >> 32) as u32,
                 },
                 burst,
-                ns_per_tick: f64::from_bits(ns_per_tick),
+                ns_per_tick,
             }),
             KIND_SLIDING => Kind::Sliding(packing, limit),
             KIND_FIXED => Kind::Fixed(packing, limit),

@@ -29,12 +29,12 @@ pub(super) enum Outcome {
 
 /// Judges an arrival of `cost` against `word`. Blocks are judged elsewhere and read as `Never`.
 #[inline(always)]
-pub(super) fn judge(kind: &Kind, word: u64, now_ns: u64, cost: u64) -> Outcome {
+pub(super) fn judge(kind: Kind, word: u64, now_ns: u64, cost: u64) -> Outcome {
     match kind {
-        Kind::TokenBucket(clock) => judge_bucket(clock, word, now_ns, cost),
+        Kind::TokenBucket(clock) => judge_bucket(&clock, word, now_ns, cost),
         Kind::Sliding(packing, limit) => {
             let counters = packing.unpack_sliding(word, now_ns);
-            match sliding_window::decide(counters, now_ns, cost, limit) {
+            match sliding_window::decide(counters, now_ns, cost, &limit) {
                 Decision::Conforming {
                     state,
                     remaining,
@@ -55,7 +55,7 @@ pub(super) fn judge(kind: &Kind, word: u64, now_ns: u64, cost: u64) -> Outcome {
         }
         Kind::Fixed(packing, limit) => {
             let counter = packing.unpack_fixed(word, now_ns);
-            match fixed_window::decide(counter, now_ns, cost, limit) {
+            match fixed_window::decide(counter, now_ns, cost, &limit) {
                 Decision::Conforming {
                     state,
                     remaining,

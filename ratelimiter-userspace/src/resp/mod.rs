@@ -14,6 +14,7 @@ pub mod serve;
 pub mod session;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::limiter::{Class, PolicySpec, QuotaSpec, RateLimiter, SpecError};
@@ -49,30 +50,41 @@ pub enum LimitError {
     TooMany,
 }
 
-/// Whether whoever shows this token may check. Given for listeners that others can reach.
-pub type Admit = Arc<dyn Fn(&str) -> bool + Send + Sync>;
+/// Whether whoever shows this token, or none, may check.
+pub type Admit = Arc<dyn Fn(Option<&str>) -> bool + Send + Sync>;
 
 /// What all connections share.
 pub struct Throttle {
     limiter: RateLimiter,
-    limits: RwLock<HashMap<Limit, Class>>,
-    admit: Option<Admit>,
+    /// By limit, and whether in shadow mode.
+    limits: RwLock<HashMap<(Limit, bool), Class>>,
+    shadow: AtomicBool,
 }
 
 impl Throttle {
-    /// Answers from `limiter`; with `admit`, only after a good `AUTH`.
+    /// Answers from `limiter`.
     #[must_use]
-    pub fn new(limiter: RateLimiter, admit: Option<Admit>) -> Self {
+    pub fn new(limiter: RateLimiter) -> Self {
         Self {
             limiter,
             limits: RwLock::default(),
-            admit,
+            shadow: AtomicBool::new(false),
         }
     }
 
+    /// Whether everything passes and is only counted: the agent's mode bounds every limit.
+    pub fn set_shadow(&self, shadow: bool) {
+        self.shadow.store(shadow, Ordering::Relaxed);
+    }
+
+    fn is_shadow(&self) -> bool {
+        self.shadow.load(Ordering::Relaxed)
+    }
+
     /// Returns the class of a limit, made now if there is none.
-    fn class(&self, limit: Limit) -> Result<Class, LimitError> {
-        let known = |limits: &HashMap<Limit, Class>| limits.get(&limit).copied();
+    fn class(&self, limit: Limit, shadow: bool) -> Result<Class, LimitError> {
+        let key = (limit, shadow);
+        let known = |limits: &HashMap<(Limit, bool), Class>| limits.get(&key).copied();
         if let Some(class) = known(&self.limits.read().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(class);
         }
@@ -89,12 +101,12 @@ impl Throttle {
             rate_limit: limit.count,
             window_ns: limit.period_s.saturating_mul(1_000_000_000),
             burst: limit.max_burst.saturating_add(1),
-            shadow: false,
+            shadow,
         };
         let class = self
             .limiter
             .class(&PolicySpec::of_class("throttle", vec![quota])?)?;
-        limits.insert(limit, class);
+        limits.insert(key, class);
         Ok(class)
     }
 }

@@ -11,9 +11,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
-use super::Throttle;
 use super::reader::MAX_COMMAND_BYTES;
 use super::session::Session;
+use super::{Admit, Throttle};
 
 /// Bytes of a connection's read buffer while its commands are short.
 const SMALL_BUFFER: usize = 16 * 1024;
@@ -45,6 +45,7 @@ impl Default for Limits {
 pub async fn serve(
     listener: TcpListener,
     shared: Arc<Throttle>,
+    admit: Admit,
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
@@ -73,12 +74,13 @@ pub async fn serve(
             let _told = stream.try_write(b"-ERR max number of clients reached\r\n");
             continue;
         };
-        let (shared, mut stopped) = (Arc::clone(&shared), stopped.clone());
+        let session = Session::new(Arc::clone(&shared), Some(Arc::clone(&admit)));
+        let mut stopped = stopped.clone();
         tasks.spawn(async move {
             let stop = async move {
                 let _ended = stopped.wait_for(|stopped| *stopped).await.is_ok();
             };
-            if let Err(error) = converse(stream, Session::new(shared), limits, stop).await {
+            if let Err(error) = converse(stream, session, limits, stop).await {
                 tracing::trace!(%error, "connection ended");
             }
             drop(place);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::reader::{self, Arguments, MAX_COMMAND_BYTES, Read};
-use super::{Limit, LimitError, Throttle};
+use super::{Admit, Limit, LimitError, Throttle};
 use crate::limiter::{Answer, Call, Class, IdKind};
 
 /// Checks hashed and fetched together.
@@ -22,12 +22,13 @@ static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 /// One connection's state.
 pub struct Session {
     shared: Arc<Throttle>,
+    admit: Option<Admit>,
     id: u64,
     /// 2 or 3.
     protocol: u8,
     admitted: bool,
-    /// The limit of the last command: most connections use one or two.
-    last: Option<(Limit, Class)>,
+    /// The limit of the last command, and whether in shadow mode: most connections use one or two.
+    last: Option<(Limit, bool, Class)>,
 }
 
 /// What came of a buffer.
@@ -53,12 +54,14 @@ struct Batch {
 }
 
 impl Session {
-    /// A fresh connection.
+    /// A fresh connection; with `admit`, whoever it does not let in without a token needs a good
+    /// `AUTH`.
     #[must_use]
-    pub fn new(shared: Arc<Throttle>) -> Self {
-        let admitted = shared.admit.is_none();
+    pub fn new(shared: Arc<Throttle>, admit: Option<Admit>) -> Self {
+        let admitted = admit.as_ref().is_none_or(|admit| admit(None));
         Self {
             shared,
+            admit,
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             protocol: 2,
             admitted,
@@ -116,13 +119,15 @@ impl Session {
         if batch.len == 0 {
             return;
         }
-        let now_ns = self.shared.limiter.now_ns();
+        let limiter = &self.shared.limiter;
+        let now_ns = limiter.now_ns();
         for place in batch.waiting.iter_mut().take(batch.len) {
             if let Some(waiting) = place.take() {
-                let answer = self.shared.limiter.call(&waiting.call, now_ns);
+                let answer = limiter.call(&waiting.call, now_ns);
                 reply(out, &answer, waiting.limit);
             }
         }
+        limiter.observe_duration(limiter.now_ns().saturating_sub(now_ns), batch.len as u64);
         batch.len = 0;
     }
 
@@ -165,14 +170,15 @@ impl Session {
             count,
             period_s,
         };
+        let shadow = self.shared.is_shadow();
         let class = match self.last {
-            Some((last, class)) if last == limit => class,
+            Some((last, then, class)) if last == limit && then == shadow => class,
             _ => {
                 let class = self
                     .shared
-                    .class(limit)
+                    .class(limit, shadow)
                     .map_err(|error: LimitError| error.to_string())?;
-                self.last = Some((limit, class));
+                self.last = Some((limit, shadow, class));
                 class
             }
         };
@@ -223,7 +229,7 @@ impl Session {
             ),
             b"RESET" => {
                 self.protocol = 2;
-                self.admitted = self.shared.admit.is_none();
+                self.admitted = self.is_open();
                 out.extend_from_slice(b"+RESET\r\n");
             }
             _ => error(
@@ -238,15 +244,25 @@ impl Session {
         false
     }
 
+    /// Whether callers are let in without a token.
+    fn is_open(&self) -> bool {
+        self.admit.as_ref().is_none_or(|admit| admit(None))
+    }
+
+    fn admits(&self, token: &[u8]) -> bool {
+        let admit = self.admit.as_ref();
+        admit.is_none_or(|admit| std::str::from_utf8(token).is_ok_and(|token| admit(Some(token))))
+    }
+
     fn auth(&mut self, token: &[u8], out: &mut Vec<u8>) {
-        let Some(admit) = &self.shared.admit else {
+        if self.is_open() {
             error(
                 out,
                 format_args!("AUTH: no credential is needed on this listener"),
             );
             return;
-        };
-        self.admitted = std::str::from_utf8(token).is_ok_and(|token| admit(token));
+        }
+        self.admitted = self.admits(token);
         if self.admitted {
             out.extend_from_slice(b"+OK\r\n");
         } else {
@@ -268,9 +284,7 @@ impl Session {
             match options {
                 [] => break,
                 [option, _, token, behind @ ..] if option.eq_ignore_ascii_case(b"AUTH") => {
-                    if let Some(admit) = &self.shared.admit {
-                        self.admitted = std::str::from_utf8(token).is_ok_and(|token| admit(token));
-                    }
+                    self.admitted = self.is_open() || self.admits(token);
                     options = behind;
                 }
                 [option, _, behind @ ..] if option.eq_ignore_ascii_case(b"SETNAME") => {

@@ -129,6 +129,7 @@ pub(super) async fn start_on(
         Listeners {
             admin: vec![listener],
             check: Some(checking),
+            ..Listeners::default()
         },
         Arc::clone(&plane) as _,
         Arc::clone(&store) as _,

@@ -1,0 +1,146 @@
+//! Where one word is not enough: several quotas at once, a log, the caller's clock. The states are
+//! in a block, judged under its lock; all or nothing is charged.
+
+use super::answer::{Answer, Reason};
+use super::block::{BlockId, Held};
+use super::engine::{Ask, Engine, Step};
+use super::meter::Says;
+use super::registry::Compiled;
+use super::rule::{PolicyWord, Rule};
+
+impl Engine {
+    /// Decides where the state is in a block.
+    pub(super) fn at_block(
+        &self,
+        policy: PolicyWord,
+        word: u64,
+        ask: &Ask<'_>,
+        rule: &Rule,
+    ) -> Step {
+        let table = self.registry.table();
+        let Some(Some(compiled)) = table.get(policy.index() as usize) else {
+            return Step::Again;
+        };
+        if compiled.word != policy {
+            return Step::Again;
+        }
+        let Some(block) = self.blocks.get(BlockId(word)) else {
+            return Step::Again;
+        };
+        let Some(mut held) = block.lock() else {
+            return Step::Done(Answer {
+                retry_after_ns: 1_000_000,
+                ..Answer::bare(Reason::Contended, policy.index())
+            });
+        };
+        if held.owner() != ask.key.print || held.policy() != policy {
+            return Step::Again;
+        }
+        let now_ns = if self.common.caller_clock {
+            let newest = held.newest().max(ask.now_ns);
+            if ask.charge {
+                held.set_newest(newest);
+            }
+            newest
+        } else {
+            ask.now_ns
+        };
+        let answer = judge_all(compiled, &held, now_ns, ask);
+        drop(held);
+        Step::Done(self.done(rule, answer, ask))
+    }
+}
+
+/// Judges every quota in a held block: all or nothing is charged, the tightest answers.
+fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -> Answer {
+    let asked = || {
+        compiled
+            .spec
+            .quotas
+            .iter()
+            .zip(&compiled.meters)
+            .enumerate()
+            .filter(|(_, (spec, _))| ask.only.is_none_or(|only| *spec.name == *only))
+    };
+    let single = compiled.meters.len() == 1;
+    let policy = compiled.word.index();
+    let mut tightest: Option<Answer> = None;
+    let mut shadowed = false;
+    for (number, (spec, meter)) in asked() {
+        let states = held.states(meter.offset, meter.words());
+        // One quota is charged while it is looked at; of several, only if all pass.
+        let says = meter.judge(states, now_ns, ask.cost, ask.charge && single);
+        let mut answer = Answer {
+            quota: number as u8,
+            limit: spec.rate_limit,
+            ..Answer::bare(Reason::Conforming, policy)
+        };
+        match says {
+            Says::Passes {
+                remaining,
+                reset_ns,
+            } => {
+                answer.remaining = remaining;
+                answer.reset_after_ns = reset_ns;
+            }
+            Says::Refuses { retry_ns } => {
+                answer.reason = Reason::OverLimit;
+                answer.retry_after_ns = retry_ns;
+                answer.reset_after_ns = retry_ns;
+            }
+            Says::Never => {
+                answer.reason = Reason::ExceedsBurst;
+                answer.retry_after_ns = u64::MAX;
+            }
+        }
+        if !answer.reason.allows()
+            && ask.cost > 1
+            && let Says::Passes {
+                remaining,
+                reset_ns,
+            } = meter.judge(states, now_ns, 0, false)
+        {
+            answer.remaining = remaining;
+            answer.reset_after_ns = reset_ns;
+        }
+        if meter.shadow && !single && !answer.reason.allows() {
+            shadowed = true;
+            continue;
+        }
+        if tightest.is_none_or(|so_far| is_tighter(&answer, &so_far)) {
+            tightest = Some(answer);
+        }
+    }
+    let Some(mut answer) = tightest else {
+        let reason = if shadowed {
+            Reason::Shadow
+        } else {
+            Reason::UnknownLimit
+        };
+        return Answer::bare(reason, policy);
+    };
+    if !single && ask.charge && answer.reason.allows() {
+        for (_, (_, meter)) in asked() {
+            let states = held.states(meter.offset, meter.words());
+            // A shadowed quota that refuses stays as it is.
+            let _charged = meter.judge(states, now_ns, ask.cost, true);
+        }
+    }
+    if shadowed && answer.reason == Reason::Conforming {
+        answer.reason = Reason::Shadow;
+    }
+    answer.allowed = answer.reason.allows();
+    answer
+}
+
+/// Whether `a` binds more than `b`: a refusal before a pass, the longer wait, the less that is left.
+fn is_tighter(a: &Answer, b: &Answer) -> bool {
+    let rank = |answer: &Answer| {
+        (
+            answer.retry_after_ns,
+            u64::MAX - answer.remaining,
+            answer.reset_after_ns,
+        )
+    };
+    rank(a) > rank(b)
+}

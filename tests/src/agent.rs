@@ -191,6 +191,12 @@ impl Agent<'_> {
         self.directory.path().join(CONFIG_FILE)
     }
 
+    /// Directory of its configuration, state and socket; removed with the guard.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// Path of the admin socket.
     #[must_use]
     pub fn socket(&self) -> PathBuf {

@@ -38,6 +38,15 @@ impl Kind {
         }
     }
 
+    /// What comes before the id in the `fdinfo` of a descriptor of such an object.
+    pub(crate) const fn fdinfo_id(self) -> &'static str {
+        match self {
+            Self::Program => "prog_id:",
+            Self::Map => "map_id:",
+            Self::Link => "link_id:",
+        }
+    }
+
     /// Offset of the name in the object's info structure; links have none.
     const fn name_offset(self) -> Option<usize> {
         match self {

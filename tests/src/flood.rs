@@ -50,6 +50,18 @@ impl Spoofed {
 /// Offset of the UDP checksum in an Ethernet frame that holds IPv4 without options.
 const UDP_CHECKSUM: usize = 14 + 20 + 6;
 
+/// A frame (Ethernet, IPv4 without options, UDP) from another source.
+#[must_use]
+pub fn respoofed(frame: &[u8], source: u32) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    if let Some(checksum) = frame.get_mut(UDP_CHECKSUM..UDP_CHECKSUM + 2) {
+        // Zero is "no checksum": it covers the source.
+        checksum.fill(0);
+    }
+    respoof(&mut frame, source);
+    frame
+}
+
 /// Gives a frame (Ethernet, IPv4 without options, UDP without checksum) another source.
 fn respoof(frame: &mut [u8], source: u32) {
     let Some(header) = frame.get_mut(14..34) else {
@@ -111,12 +123,9 @@ impl Flood {
             "only IPv4 without options and UDP can be spoofed"
         );
         assert!(sources.count > 0, "a flood of no sources");
-        let mut frame = frame.to_vec();
-        // Zero is "no checksum": it covers the source.
-        frame[UDP_CHECKSUM..UDP_CHECKSUM + 2].fill(0);
         Self {
             spoofed: Some(sources),
-            ..Self::new(vec![frame; BATCH])
+            ..Self::new(vec![respoofed(frame, sources.first); BATCH])
         }
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use ratelimiter_common::abi::names;
 
 use crate::OrFail as _;
+use crate::agent::Agent;
 use crate::bpf::{self, Kind};
 use crate::process::{MARK, holds_within};
 
@@ -83,6 +84,47 @@ impl Residue {
             left.join("\n  ")
         );
     }
+}
+
+/// What a running agent has made, in the words of the scan: the BPF objects it holds, its process
+/// and its files. For [`left_of`], where others may use the machine at the same time.
+#[must_use]
+pub fn traces_of(agent: &mut Agent<'_>) -> BTreeSet<String> {
+    let pid = agent.child().pid();
+    let mut held = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fdinfo"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let text = fs::read_to_string(entry.path()).unwrap_or_default();
+        held.extend(bpf::KINDS.into_iter().filter_map(|kind| {
+            let id = text
+                .lines()
+                .find_map(|line| line.strip_prefix(kind.fdinfo_id()))?;
+            Some((kind, id.trim().parse::<u32>().ok()?))
+        }));
+    }
+    let directory = agent.directory().display().to_string();
+    let is_its_own = |line: &String| {
+        held.iter().any(|(kind, id)| {
+            line.starts_with(&format!("{kind:?} ")) && line.ends_with(&format!(" id {id}"))
+        }) || line.starts_with(&format!("process {pid} "))
+            || line.contains(&directory)
+    };
+    stock().into_iter().filter(is_its_own).collect()
+}
+
+/// What still exists of `traces` once the kernel has had its time to free what nobody refers to any
+/// more; returns early when nothing does.
+#[must_use]
+pub fn left_of(traces: &BTreeSet<String>) -> Vec<String> {
+    let mut left = Vec::new();
+    holds_within(FREE_BOUND, || {
+        left = stock().intersection(traces).cloned().collect();
+        left.is_empty()
+    });
+    left
 }
 
 impl Drop for Residue {

@@ -46,6 +46,26 @@ impl Stranger {
         Self::answering(1)
     }
 
+    /// Loads one that drops everything after it has read the IPv4 source: what every limiter must
+    /// pay, because the header is not in this CPU's cache yet.
+    #[must_use]
+    #[track_caller]
+    pub fn dropping_after_a_look() -> Self {
+        let code = [
+            0x0000_0000_0000_1261, // r2 = data
+            0x0000_0000_0004_1361, // r3 = data_end
+            0x0000_0000_0000_24bf, // r4 = r2
+            0x0000_0022_0000_0407, // r4 += 34
+            0x0000_0000_0001_342d, // if r4 > r3 skip one
+            0x0000_0000_001a_2061, // r0 = source
+            0x0000_0001_0000_00b7, // r0 = XDP_DROP
+            0x0000_0000_0000_0095, // exit
+        ];
+        Self {
+            program: load_xdp(&code),
+        }
+    }
+
     #[track_caller]
     fn answering(action: u64) -> Self {
         // mov64 r0, action; exit

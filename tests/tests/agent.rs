@@ -15,5 +15,7 @@ mod life;
 mod limits;
 #[path = "agent/lockout.rs"]
 mod lockout;
+#[path = "agent/spoofed.rs"]
+mod spoofed;
 #[path = "agent/survival.rs"]
 mod survival;

@@ -64,14 +64,16 @@ impl Default for Plan {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Receiver {
     XdpDrop,
+    XdpLookAndDrop,
     Ours,
     NftIngress,
     NftPrerouting,
     Hashlimit,
 }
 
-const RECEIVERS: [Receiver; 5] = [
+const RECEIVERS: [Receiver; 6] = [
     Receiver::XdpDrop,
+    Receiver::XdpLookAndDrop,
     Receiver::Ours,
     Receiver::NftIngress,
     Receiver::NftPrerouting,
@@ -92,7 +94,7 @@ pub fn run(plan: Plan) -> Vec<Figure> {
             costs.push(cost.ns);
         }
     }
-    let [xdp_drop, ours, ingress, prerouting, hashlimit] = costs.map(|costs| median(&costs));
+    let [xdp_drop, look, ours, ingress, prerouting, hashlimit] = costs.map(|costs| median(&costs));
     let over = |name: &str, value: f64, baseline: f64| Figure {
         name: name.to_owned(),
         value,
@@ -102,6 +104,8 @@ pub fn run(plan: Plan) -> Vec<Figure> {
     };
     let mut figures = vec![
         over("veth_drop_vs_xdp_drop", ours, xdp_drop),
+        over("veth_look_and_drop_vs_xdp_drop", look, xdp_drop),
+        over("veth_drop_vs_look_and_drop", ours, look),
         over("nft_ingress_vs_ours", ingress, ours),
         over("nft_prerouting_vs_ours", prerouting, ours),
         over("hashlimit_vs_ours", hashlimit, ours),
@@ -266,6 +270,11 @@ impl<'a> Installed<'a> {
             Receiver::XdpDrop => {
                 let index = field.edge.ifindex(EDGE);
                 Self::Xdp(field.edge.run(|| Stranger::dropping().link(index)))
+            }
+            Receiver::XdpLookAndDrop => {
+                let index = field.edge.ifindex(EDGE);
+                let link = || Stranger::dropping_after_a_look().link(index);
+                Self::Xdp(field.edge.run(link))
             }
             Receiver::Ours => Self::Ours(
                 Some(ours(

@@ -1,4 +1,5 @@
 //! The demo on an interface of the machine: its real traffic, counted; dropped only if asked.
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use ratelimiter_common::verdict::Reason;
@@ -7,7 +8,7 @@ use serde_json::Value;
 use tests::agent::Setup;
 use tests::netns::Netns;
 use tests::redis::free_port;
-use tests::residue::Residue;
+use tests::residue::{left_of, traces_of};
 
 use crate::signals;
 
@@ -21,9 +22,9 @@ struct Counts {
 
 /// Shows it until a signal or for `bound`. Returns whether nothing is left behind.
 pub(crate) fn show(interface: &str, enforce: bool, bound: Option<Duration>) -> bool {
-    let residue = Residue::watch();
-    play(interface, enforce, bound);
-    let left = residue.left();
+    let traces = play(interface, enforce, bound);
+    // The kernel frees programs and maps a moment after their last user has gone.
+    let left = left_of(&traces);
     if left.is_empty() {
         println!("detached from {interface} and removed everything");
         true
@@ -33,7 +34,8 @@ pub(crate) fn show(interface: &str, enforce: bool, bound: Option<Duration>) -> b
     }
 }
 
-fn play(interface: &str, enforce: bool, bound: Option<Duration>) {
+/// Returns the traces that must be gone in the end.
+fn play(interface: &str, enforce: bool, bound: Option<Duration>) -> BTreeSet<String> {
     let host = Netns::host();
     let port = free_port();
     let mut setup = Setup::new()
@@ -74,7 +76,9 @@ fn play(interface: &str, enforce: bool, bound: Option<Duration>) {
             break;
         }
     }
+    let traces = traces_of(&mut agent);
     agent.terminate();
+    traces
 }
 
 /// Sums the status by verdict. What passed although it was over a limit would be dropped by an

@@ -1,4 +1,5 @@
 //! The demo on a stage of its own: a namespace, a veth pair, a polite and a noisy client.
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use tests::OrFail as _;
 use tests::agent::{Agent, Setup, binary};
 use tests::netns::{Netns, veth};
 use tests::redis::free_port;
-use tests::residue::Residue;
+use tests::residue::{left_of, traces_of};
 
 use crate::signals;
 use crate::traffic::Traffic;
@@ -73,9 +74,9 @@ impl Player {
 
 /// Shows it until a signal or for `bound`. Returns whether nothing is left behind.
 pub(crate) fn show(bound: Option<Duration>) -> bool {
-    let residue = Residue::watch();
-    play(bound);
-    let left = residue.left();
+    let traces = play(bound);
+    // The kernel frees programs and maps a moment after their last user has gone.
+    let left = left_of(&traces);
     if left.is_empty() {
         println!("removed the agent, the namespace, the interface and everything pinned");
         true
@@ -85,7 +86,8 @@ pub(crate) fn show(bound: Option<Duration>) -> bool {
     }
 }
 
-fn play(bound: Option<Duration>) {
+/// Returns the traces that must be gone in the end.
+fn play(bound: Option<Duration>) -> BTreeSet<String> {
     let begin = clock::instant();
     let host = Netns::host();
     let clients = Netns::new();
@@ -114,6 +116,7 @@ fn play(bound: Option<Duration>) {
         begin.elapsed().as_secs_f64()
     );
     configure(&agent, polite, noisy);
+    let mut traces = traces_of(&mut agent);
 
     let mut traffic = Traffic::default();
     traffic.receive(edge);
@@ -167,10 +170,12 @@ fn play(bound: Option<Duration>) {
         "noisy was entitled to burst + rate * time = {entitled:.0}, unless you changed its limit"
     );
     drop(traffic);
+    traces.extend(traces_of(&mut agent));
     agent.terminate();
     drop(agent);
     // Removed here and not only with the namespace, so that it is gone when we say so.
     host.ip(&format!("link del {interface}"));
+    traces
 }
 
 /// The default port, so that the documentation's examples work, or a free one.

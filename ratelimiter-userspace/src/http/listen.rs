@@ -229,7 +229,12 @@ mod tests {
         let error = Listener::tcp("0.0.0.0:0".parse().unwrap(), false)
             .await
             .unwrap_err();
-        assert!(error.to_string().contains("no credential is configured"));
+        assert!(
+            error
+                .to_string()
+                .contains("no credential for it is configured"),
+            "{error}"
+        );
     }
 
     #[tokio::test]

@@ -71,10 +71,11 @@ async fn twelve_requests_spread_and_across_the_window_that_began_with_the_first(
     for _ in 0..10 {
         assert_eq!(at("across", -4.5).await["allowed"], true);
     }
+    // Rounded up to the millisecond, of a stamp that a float holds a little off.
     let told = at("across", -4.5).await;
     let wait = told["retry_after"].as_f64().unwrap();
     assert!(
-        told["allowed"] == false && wait > 7.9 && wait <= 8.0,
+        told["allowed"] == false && wait > 7.9 && wait <= 8.001,
         "{told}"
     );
     assert_eq!(at("across", 3.0).await["allowed"], false);

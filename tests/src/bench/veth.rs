@@ -30,7 +30,6 @@ use crate::stranger::Stranger;
 
 const EDGE: &str = "edge0";
 const CLIENT: &str = "client0";
-const SOURCES: u32 = 1_000;
 /// CPU of the sender and of the receiver.
 const CPUS: [usize; 2] = [0, 1];
 const ROOT: &str = "/sys/fs/bpf/ratelimiter";
@@ -48,6 +47,8 @@ pub struct Plan {
     pub slice: Duration,
     /// Time of one TCP stream.
     pub stream: Duration,
+    /// Sources that flood a receiver, 1 to 65 536.
+    pub sources: u32,
 }
 
 impl Default for Plan {
@@ -56,6 +57,7 @@ impl Default for Plan {
             rounds: 5,
             slice: Duration::from_secs(1),
             stream: Duration::from_secs(4),
+            sources: 1_000,
         }
     }
 }
@@ -86,7 +88,7 @@ pub fn run(plan: Plan) -> Vec<Figure> {
     let mut costs = [const { Vec::new() }; RECEIVERS.len()];
     for round in 1..=plan.rounds {
         for (receiver, costs) in RECEIVERS.iter().zip(&mut costs) {
-            let cost = measure(*receiver, plan.slice);
+            let cost = measure(*receiver, plan);
             println!(
                 "round {round}: {receiver:?} {:.1} ns of CPU per packet, {:.0} packets/s, {:.2} % passed",
                 cost.ns, cost.per_second, cost.passed_percent
@@ -213,7 +215,7 @@ struct Cost {
 }
 
 /// CPU time of the receiver per packet it took.
-fn measure(receiver: Receiver, slice: Duration) -> Cost {
+fn measure(receiver: Receiver, plan: Plan) -> Cost {
     let field = Field::new();
     let _installed = Installed::new(receiver, &field);
     let _listener = field
@@ -225,7 +227,7 @@ fn measure(receiver: Receiver, slice: Duration) -> Cost {
     let flood = |time| {
         field.client.run(|| {
             pin(0, CPUS[0]);
-            LiveFrames::new(&frame, SOURCES).send(CLIENT, time)
+            LiveFrames::new(&frame, plan.sources).send(CLIENT, time)
         })
     };
     // Empties every bucket and warms the caches.
@@ -233,14 +235,14 @@ fn measure(receiver: Receiver, slice: Duration) -> Cost {
     rest(Duration::from_millis(20));
     let (packets, cpu) = (taken(&field), cpu_ns(pid));
     let delivered = field.edge.ipv4_delivered();
-    let time = flood(slice);
+    let time = flood(plan.slice);
     rest(Duration::from_millis(20));
     let (packets, cpu) = (taken(&field) - packets, cpu_ns(pid) - cpu);
     let passed = field.edge.ipv4_delivered() - delivered;
     assert!(packets > 10_000, "{receiver:?} took only {packets} packets");
     // What passes costs more than what is dropped: it must not be more than what has to pass, with
     // some tolerance for how others count.
-    let entitled = f64::from(SOURCES) * (10.0 * time.as_secs_f64() + 2.0);
+    let entitled = f64::from(plan.sources) * (10.0 * time.as_secs_f64() + 2.0);
     assert!(
         passed as f64 <= 1.5 * entitled,
         "{receiver:?} let {passed} of {packets} pass, entitled are {entitled:.0}"

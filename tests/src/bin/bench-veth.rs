@@ -1,4 +1,4 @@
-//! `bench-veth [--json FILE] [--rounds N] [--seconds S]`: CPU per packet over a veth pair beside
+//! `bench-veth [--json FILE] [--rounds N] [--seconds S] [--sources N]`: CPU per packet over a veth pair beside
 //! nftables and iptables, and TCP goodput under a flood; see `tests::bench::veth`. Needs root.
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,6 +19,9 @@ struct Args {
     /// Seconds a receiver is flooded per round
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=60))]
     seconds: u64,
+    /// Sources that flood a receiver
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    sources: u32,
 }
 
 fn main() -> ExitCode {
@@ -27,6 +30,7 @@ fn main() -> ExitCode {
     let plan = Plan {
         rounds: args.rounds,
         slice: Duration::from_secs(args.seconds),
+        sources: args.sources,
         ..Plan::default()
     };
     write(&run(plan), args.json.as_deref())

@@ -266,7 +266,7 @@ impl Agent<'_> {
         let mut command = Command::new(binary());
         command
             .args(arguments.split_whitespace())
-            .env("RATELIMITER_SOCKET", self.socket());
+            .env("RATELIMITER_ADMIN_SOCKET", self.socket());
         self.netns.prepare(&mut command);
         let output = command.output().or_fail("run `ratelimiter`");
         (
@@ -322,7 +322,7 @@ fn spawn(netns: &Netns, directory: &Path, arguments: &[String]) -> Child {
         .arg("--config")
         .arg(directory.join(CONFIG_FILE))
         .args(arguments)
-        .env_remove("RATELIMITER_SOCKET");
+        .env_remove("RATELIMITER_ADMIN_SOCKET");
     netns.spawn(command)
 }
 

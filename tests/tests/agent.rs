@@ -15,6 +15,8 @@ mod life;
 mod limits;
 #[path = "agent/lockout.rs"]
 mod lockout;
+#[path = "agent/proxies.rs"]
+mod proxies;
 #[path = "agent/spoofed.rs"]
 mod spoofed;
 #[path = "agent/survival.rs"]

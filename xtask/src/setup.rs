@@ -29,7 +29,22 @@ pub(crate) const BUILD_TOOLS: [Tool; 2] = [
 ];
 
 /// What tests and benchmarks use besides.
-pub(crate) const TEST_TOOLS: [Tool; 8] = [
+pub(crate) const TEST_TOOLS: [Tool; 11] = [
+    Tool {
+        program: "nginx",
+        package: "nginx-light",
+        why: "asks forward-auth in tests",
+    },
+    Tool {
+        program: "caddy",
+        package: "caddy",
+        why: "asks forward-auth in tests",
+    },
+    Tool {
+        program: "haproxy",
+        package: "haproxy",
+        why: "asks forward-auth in tests",
+    },
     Tool {
         program: "redis-server",
         package: "redis-server",

@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use super::gate::Peer;
+
+/// Connections that wait to be accepted; the kernel's own bound is 4096 too by default.
+const BACKLOG: u32 = 4_096;
 
 /// A bound listener.
 #[derive(Debug)]
@@ -68,6 +71,10 @@ impl Listener {
     }
 
     /// As [`Listener::tcp`], for the listener of another `setting`.
+    #[expect(
+        clippy::unused_async,
+        reason = "it needs a runtime to register with, which an async function always has"
+    )]
     pub async fn tcp_for(
         setting: &'static str,
         address: SocketAddr,
@@ -76,8 +83,7 @@ impl Listener {
         if !locked && !address.ip().to_canonical().is_loopback() {
             return Err(ListenError::Unlocked(setting, address));
         }
-        TcpListener::bind(address)
-            .await
+        listen_tcp(address)
             .map(Self::Tcp)
             .map_err(|source| ListenError::Bind {
                 at: address.to_string(),
@@ -141,6 +147,19 @@ impl Listener {
             Self::Unix(..) => None,
         }
     }
+}
+
+/// As `TcpListener::bind`, with a longer queue: it makes 128 places, and whoever finds them taken
+/// tries again after a second.
+fn listen_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Looks a TCP peer up: a loopback peer is trusted if its socket belongs to root or to the agent's

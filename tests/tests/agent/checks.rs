@@ -255,7 +255,14 @@ fn slow_clients_are_closed_within_ten_seconds_and_others_are_served() {
         };
         (0..5_000).map(|n| open(kinds[n % kinds.len()])).collect()
     });
-    assert!(agent.child().descriptors() > before + 4_000);
+    let opened = begin.elapsed();
+    let most = agent.child().descriptors();
+    // Those that were opened first may be gone by now on a busy machine.
+    assert!(
+        most > before + 500,
+        "{most} descriptors after {opened:?}, {before} before"
+    );
+    let begin = clock::instant();
     let mut asked = 0;
     while begin.elapsed() < Duration::from_secs(3) {
         assert_eq!(check(&edge, &json!({"client_id": "good"}))["allowed"], true);
@@ -282,7 +289,15 @@ fn slow_clients_are_closed_within_ten_seconds_and_others_are_served() {
             Err(error) => assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "{kind:?}"),
         }
     }
-    println!("5000 slow connections closed after {took:?}; {asked} checks meanwhile");
+    println!("5000 slow connections opened in {opened:?}, closed after {took:?}; {asked} checks");
+    let accepted = agent.get("/metrics").expect(200).body;
+    let accepted = accepted
+        .lines()
+        .find_map(|line| line.strip_prefix("ratelimiter_check_connections_accepted_total "));
+    let accepted: u64 = accepted
+        .and_then(|count| count.parse().ok())
+        .or_fail("a counter");
+    assert!(accepted >= 5_000, "{accepted}");
 }
 
 #[test]

@@ -132,7 +132,7 @@ async fn costs_peeks_names_and_batches() {
     let unknown = agent
         .check("/v1/check", r#"{"client_id":"bob","limit":"x"}"#)
         .await;
-    assert!(unknown.problem(422).contains("no request limit named `x`"));
+    assert!(unknown.problem(404).contains("no request limit named `x`"));
     let never = ask(
         &agent,
         json!({"client_id": "bob", "limit": "api", "cost": 11}),

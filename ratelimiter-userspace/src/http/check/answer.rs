@@ -12,6 +12,7 @@ use utoipa::ToSchema;
 
 use super::Answer as HttpAnswer;
 use super::body;
+use crate::admin::FieldError;
 use crate::check::Checks;
 use crate::http::problem::Problem;
 use crate::limiter::{Answer, PolicySpec, Reason};
@@ -56,7 +57,7 @@ pub(super) struct Described {
     /// When the whole quota is available again.
     pub(super) reset_after: f64,
     /// Why: `conforming`, `unlimited`, `shadow`, `over_limit`, `exceeds_burst`, `unknown_client`,
-    /// `backend_open`, `contended`.
+    /// `backend_open`, `contended`; in a batch also `unknown_limit`.
     pub(super) reason: String,
     /// Whether this host decides alone although it is one of many.
     pub(super) degraded: bool,
@@ -77,7 +78,10 @@ pub(super) fn one(
             "client has no request limit named `{}`",
             name.escape_debug()
         );
-        return Err(body::invalid("/limit", &text));
+        return Err(Problem {
+            errors: vec![FieldError::new("/limit", text.as_str())],
+            ..Problem::new(StatusCode::NOT_FOUND, "not-found", text)
+        });
     }
     if let Some(deny) = deny.filter(|_| !answer.allowed) {
         return Ok(denied(checks, answer, deny));

@@ -25,7 +25,7 @@ pub(super) struct Check<'a> {
     pub(super) client_id: Cow<'a, str>,
     /// When, in seconds since the Unix epoch; this host's clock bounds it (`check.max_skew_ms`).
     #[serde(default)]
-    #[schema(minimum = 0)]
+    #[schema(value_type = Option<f64>, minimum = 0)]
     pub(super) request_timestamp: Option<Seconds>,
     /// Units it costs; 0 asks without spending. 1 if absent.
     #[serde(default = "one", deserialize_with = "crate::policy::units::integral")]
@@ -46,7 +46,7 @@ pub(super) struct Check<'a> {
 }
 
 /// Seconds since the Unix epoch.
-#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(untagged)]
 pub(super) enum Seconds {
     /// Whole: exact.

@@ -30,6 +30,14 @@ fn build() -> Value {
         .ok()
         .and_then(|mut derived| derived.get_mut("components").map(Value::take))
         .unwrap_or_else(|| json!({}));
+    if let Some(address) = components.pointer_mut("/schemas/CheckRequest/properties/source_ip")
+        && let Some(fields) = address.as_object_mut()
+    {
+        fields.remove("type");
+        let address = |format: &str| json!({"type": "string", "format": format});
+        let either = json!([address("ipv4"), address("ipv6"), {"type": "null"}]);
+        fields.insert("anyOf".to_owned(), either);
+    }
     if let Some(components) = components.as_object_mut() {
         components.insert(
             "securitySchemes".to_owned(),
@@ -198,6 +206,9 @@ fn responses(route: &Route) -> Value {
     if matches!(route.does, Does::Check | Does::Authz | Does::AuthzAnyPath) {
         put(429, refusal("The quota is used up"));
         put(503, refusal("The backend's circuit breaker is open"));
+    }
+    if route.does == Does::Check {
+        put(404, problem("The client has no limit of that name"));
     }
     if matches!(route.does, Does::Check | Does::Batch | Does::Outcome) {
         put(408, problem("The body took too long"));

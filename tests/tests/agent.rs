@@ -19,5 +19,7 @@ mod lockout;
 mod proxies;
 #[path = "agent/spoofed.rs"]
 mod spoofed;
+#[path = "agent/starved.rs"]
+mod starved;
 #[path = "agent/survival.rs"]
 mod survival;

@@ -20,6 +20,8 @@ mod meddling;
 mod privilege;
 #[path = "netns/shapes.rs"]
 mod shapes;
+#[path = "netns/tables.rs"]
+mod tables;
 #[path = "netns/volume.rs"]
 mod volume;
 #[path = "netns/wire.rs"]

@@ -3,15 +3,16 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ratelimiter_common::abi::merge::{MergeOp, op, result};
-use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue, action};
+use ratelimiter_common::abi::policy::{PrefixValue, action};
 use ratelimiter_common::abi::tracked::{SourceKey, shared_key};
 use ratelimiter_common::quota::Unit as CommonUnit;
-use ratelimiter_common::verdict::{Mode as CommonMode, Reason};
+use ratelimiter_common::verdict::Reason;
 
 use super::core::plane_error;
+use super::standing::{Now, unit_state};
 use super::state::{View, shown};
 use super::talkers::Talker;
-use crate::admin::views::{DefinedIn, Explanation, ResetAnswer, Rule, RuleKind, UnitState};
+use crate::admin::views::{DefinedIn, Explanation, ResetAnswer, Rule, RuleKind};
 use crate::admin::{AdminError, Result};
 use crate::clock;
 use crate::dataplane::DataPlane;
@@ -19,11 +20,8 @@ use crate::policy::keys::{is_narrow, source_key};
 use crate::policy::model::{DEFAULT_SEGMENT, Document, Mode};
 use crate::policy::plan::Prefix;
 use crate::policy::prefixes::unmapped;
-use crate::policy::resolve::{Effective, KERNEL, kernel_limits, segment_of};
+use crate::policy::resolve::{Effective, KERNEL, bounded, kernel_limits, segment_of};
 use crate::policy::slots::PolicyName;
-
-/// Units of a millisecond.
-const MS_NS: u64 = 1_000_000;
 
 /// Where a source's buckets are.
 struct Place {
@@ -395,9 +393,15 @@ fn buckets(
             .iter()
             .flatten()
             .find(|e| e.spec.unit as u32 == read.unit);
-        let Some(unit) = unit_state(entry, read.unit, debt, effective, now_ns, now_unix_ms) else {
+        let now = Now {
+            real_ns: now_ns,
+            unix_ms: now_unix_ms,
+            segment: view.segment_clock(entry),
+        };
+        let Some(mut unit) = unit_state(entry, read.unit, debt, effective, &now) else {
             continue;
         };
+        unit.mode = bounded(unit.mode, view.mode);
         let reason = match unit.unit {
             crate::policy::model::Unit::Bytes => Reason::OverBytes,
             crate::policy::model::Unit::Connections => Reason::OverConnections,
@@ -429,40 +433,6 @@ fn limits_of(view: &View, policy: u32) -> Vec<Option<Effective<'_>>> {
         None => (None, DEFAULT_SEGMENT),
     };
     kernel_limits(document, client, segment, view.mode).to_vec()
-}
-
-/// Where one bucket stands: the piece in force now, and what it owes.
-fn unit_state(
-    entry: &PolicyEntry,
-    unit: u32,
-    debt: u64,
-    effective: Option<&Effective<'_>>,
-    now_ns: u64,
-    now_unix_ms: u64,
-) -> Option<UnitState> {
-    let effective = effective?;
-    let piece = entry.clocks.get(unit as usize)?.piece(now_ns);
-    let one = 1_u64 << CommonUnit::from(effective.spec.unit).fraction_bits();
-    let free = piece.burst.saturating_sub(debt);
-    let wait_ns = piece.speed.time_for(one.saturating_sub(free));
-    let retry_after_ns = if free >= one { 0 } else { wait_ns };
-    Some(UnitState {
-        unit: effective.spec.unit,
-        limit: effective.name.to_owned(),
-        rate_limit: effective.spec.rate_limit,
-        time_window: effective.spec.time_window,
-        burst: piece.burst / one,
-        mode: match CommonMode::from_abi(piece.mode) {
-            CommonMode::Off => Mode::Off,
-            CommonMode::Shadow => Mode::Shadow,
-            CommonMode::Enforce => Mode::Enforce,
-        },
-        tokens: free as f64 / one as f64,
-        debt: debt as f64 / one as f64,
-        retry_after_s: retry_after_ns as f64 / 1e9,
-        next_allowed_unix_ms: now_unix_ms + retry_after_ns.div_ceil(MS_NS),
-        reset_after_s: piece.speed.time_for(debt) as f64 / 1e9,
-    })
 }
 
 fn judge(explanation: &mut Explanation, reason: Reason, mode: Mode) {

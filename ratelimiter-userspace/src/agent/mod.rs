@@ -10,6 +10,7 @@ mod checks;
 mod control;
 mod core;
 mod doors;
+mod estimate;
 mod events;
 mod explain;
 mod observe;
@@ -17,6 +18,7 @@ pub mod privileges;
 mod reload;
 mod requests;
 mod service;
+mod standing;
 mod state;
 mod tag;
 mod talkers;
@@ -39,8 +41,8 @@ use tokio::sync::watch;
 
 use self::core::{Core, Parts};
 use control::Control;
-use observe::Observer;
-use reload::Reloader;
+use observe::{Keeper, Observer};
+use reload::{Reloader, names};
 use service::Service;
 use state::{Figured, Shared};
 
@@ -49,6 +51,7 @@ use crate::clock;
 use crate::config::check::token_problem;
 use crate::config::statics::static_document;
 use crate::config::{Malformed, Secret, Settings};
+use crate::dataplane::tables::{FirstSeen, budgets_of};
 use crate::dataplane::{self, DataPlane, OpenOptions, XdpDataPlane};
 use crate::http::gate::{Credential, Gate};
 use crate::http::stats::HttpStats;
@@ -176,10 +179,20 @@ pub async fn serve(
     let (stop_observer, observer_stopped) = std::sync::mpsc::channel();
     let observer = Observer {
         plane: Arc::clone(&plane),
+        shared: Arc::clone(&shared),
+        read_every: Duration::from_millis(settings.store.flush_interval_ms),
+    };
+    let tracked_keeper = Keeper {
+        plane: Arc::clone(&plane),
         store: Arc::clone(&store),
         shared: Arc::clone(&shared),
-        save_every: Duration::from_millis(settings.store.flush_interval_ms.max(100)),
+        save_every: Duration::from_millis(settings.store.save_interval_ms),
     };
+    let (stop_tracked_keeper, tracked_keeper_stopped) = std::sync::mpsc::channel();
+    let tracked_keeper_thread = std::thread::Builder::new()
+        .name("keeper".to_owned())
+        .spawn(move || tracked_keeper.run(&tracked_keeper_stopped))
+        .context("starting the keeper thread")?;
     let observer_thread = std::thread::Builder::new()
         .name("observer".to_owned())
         .spawn(move || observer.run(&observer_stopped))
@@ -189,7 +202,8 @@ pub async fn serve(
         checks: shared.checks.clone(),
         store: Arc::clone(&store),
         shared: Arc::clone(&shared),
-        every: Duration::from_millis(settings.store.flush_interval_ms),
+        // Usage of requests is in memory alone: it is written sooner than the kernel's.
+        every: Duration::from_millis(settings.store.flush_interval_ms.max(1_000)),
     };
     let keeper_thread = std::thread::Builder::new()
         .name("checks".to_owned())
@@ -199,6 +213,7 @@ pub async fn serve(
         path: options.config_path.clone(),
         load: options.load.clone(),
         started_with: settings.clone(),
+        interfaces: std::sync::Mutex::new(names(&settings.interfaces)),
         shared: Arc::clone(&shared),
         plane: Arc::clone(&plane),
         gate: Arc::clone(&gate),
@@ -281,11 +296,11 @@ pub async fn serve(
     drop(api);
     drop(reloader);
     drop(control);
-    drop((stop_observer, stop_keeper));
+    drop((stop_observer, stop_keeper, stop_tracked_keeper));
     tokio::task::spawn_blocking(move || {
         let observed = observer_thread.join().is_ok();
         let controlled = control_thread.join().is_ok();
-        let kept = keeper_thread.join().is_ok();
+        let kept = keeper_thread.join().is_ok() && tracked_keeper_thread.join().is_ok();
         observed && controlled && kept
     })
     .await
@@ -407,8 +422,10 @@ fn build(
 ) -> anyhow::Result<Core> {
     let usage = checks::load(store.as_ref());
     let checks = checks::open(settings, gate, usage.as_ref())?;
-    let config = plane.installed()?.config;
-    let geometry = plane.tables();
+    let found = plane.installed()?;
+    let (geometry, kernel) = (plane.tables(), &settings.kernel);
+    let first_seen = FirstSeen::of(kernel.first_seen, kernel.first_seen_per_s);
+    let budgets = geometry.budgets(kernel.malformed_per_s, first_seen);
     let mut flags = 0;
     if settings.kernel.malformed == Malformed::Budget {
         flags |= ratelimiter_common::abi::config::flags::MALFORMED_BUDGET;
@@ -425,7 +442,7 @@ fn build(
                 prefixes: geometry.prefixes,
                 v6_prefix_len: settings.kernel.v6_prefix_len,
             },
-            identity_key: config.perm.xor,
+            identity_key: found.config.perm.xor,
             time: TimeBase::new(clock::monotonic_ns(), clock::unix_ms()),
             now_ns: clock::monotonic_ns(),
         },
@@ -434,6 +451,8 @@ fn build(
         confirm_within: Duration::from_secs(settings.safety.confirm_within_s),
         risky_percent: settings.safety.risky_percent,
         checks: checks.clone(),
+        budgets: (budgets_of(&found.config) != budgets).then_some(budgets),
+        found,
     };
     let core = Core::new(parts, |view| {
         Arc::new(Shared {

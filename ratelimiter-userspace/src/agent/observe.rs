@@ -1,4 +1,5 @@
-//! The observer thread: reads counters, samples and figures, and saves usage.
+//! The observer thread reads counters, samples and figures; the keeper thread saves usage, so that
+//! a slow disk makes nobody believe that the kernel is not watched.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -13,20 +14,59 @@ use crate::clock;
 use crate::dataplane::{DataPlane, Stats};
 use crate::store::Store;
 
-/// How often counters and samples are read.
+/// How often the kernel's state is looked at: well below the two seconds in which readiness tells
+/// the truth.
 const PERIOD: Duration = Duration::from_millis(250);
-/// Periods between two scans of the tables.
-const FIGURES_EVERY: u64 = 20;
+/// How soon a save that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Nanoseconds between two scans of the tables.
+const FIGURES_EVERY_NS: u64 = 5_000_000_000;
 /// Seconds over which rates are averaged.
 const AVERAGE_S: f64 = 2.0;
 
 /// What the observer works with.
 pub(super) struct Observer {
     pub(super) plane: Arc<dyn DataPlane>,
+    pub(super) shared: Arc<Shared>,
+    /// How often counters and samples are read.
+    pub(super) read_every: Duration,
+}
+
+/// What the keeper works with.
+pub(super) struct Keeper {
+    pub(super) plane: Arc<dyn DataPlane>,
     pub(super) store: Arc<dyn Store>,
     pub(super) shared: Arc<Shared>,
     /// How often usage is saved.
     pub(super) save_every: Duration,
+}
+
+impl Keeper {
+    /// Saves usage until `stop` is dropped, and then once more.
+    pub(super) fn run(self, stop: &Receiver<()>) {
+        let mut wait = self.save_every;
+        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(wait) {
+            wait = if self.save() {
+                self.save_every
+            } else {
+                self.save_every.min(RETRY)
+            };
+        }
+        self.save();
+    }
+
+    /// Whether it could be saved.
+    fn save(&self) -> bool {
+        let view = self.shared.view.load();
+        let saved = usage::save(self.plane.as_ref(), self.store.as_ref(), &view);
+        let text = match saved {
+            Ok(()) => String::new(),
+            Err(error) => format!("usage cannot be saved: {error}"),
+        };
+        let is_saved = text.is_empty();
+        self.shared.save_error.store(Arc::new(text));
+        is_saved
+    }
 }
 
 struct Rates {
@@ -38,32 +78,40 @@ struct Rates {
 }
 
 impl Observer {
-    /// Observes until `stop` is dropped, then saves usage once more.
+    /// Observes until `stop` is dropped.
     pub(super) fn run(self, stop: &Receiver<()>) {
         let mut talkers = Talkers::default();
         let mut rates: Option<Rates> = None;
         let mut problems: Vec<String> = Vec::new();
-        let mut saved_ns = clock::monotonic_ns();
-        for round in 0_u64.. {
+        let mut figures_ns = 0;
+        let mut read_ns = 0;
+        loop {
             let now_ns = clock::monotonic_ns();
+            let is_due = |last_ns: u64, every_ns: u64| {
+                last_ns == 0 || now_ns.saturating_sub(last_ns) >= every_ns
+            };
             let mut next = (**self.shared.figured.load()).clone();
             next.at_ns = now_ns;
-            next.error = self
-                .read(&mut next, &mut talkers, &mut rates, round, now_ns)
-                .err()
-                .map(|error| error.to_string());
-            self.shared.figured.store(Arc::new(next));
-            if now_ns.saturating_sub(saved_ns) >= self.save_every.as_nanos() as u64 {
-                saved_ns = now_ns;
-                self.save();
+            next.health = self.plane.health();
+            if is_due(read_ns, self.read_every.as_nanos() as u64) {
+                read_ns = now_ns;
+                let mut read = self.read(&mut next, &mut talkers, &mut rates, now_ns);
+                if read.is_ok() && is_due(figures_ns, FIGURES_EVERY_NS) {
+                    figures_ns = now_ns;
+                    read = self
+                        .plane
+                        .figures(now_ns)
+                        .map(|figures| next.figures = figures);
+                }
+                next.error = read.err().map(|error| error.to_string());
             }
+            self.shared.figured.store(Arc::new(next));
             self.tell(&mut problems);
-            match stop.recv_timeout(PERIOD) {
+            match stop.recv_timeout(PERIOD.min(self.read_every)) {
                 Err(RecvTimeoutError::Timeout) => {}
-                _ => break,
+                _ => return,
             }
         }
-        self.save();
     }
 
     fn read(
@@ -71,10 +119,8 @@ impl Observer {
         next: &mut Figured,
         talkers: &mut Talkers,
         rates: &mut Option<Rates>,
-        round: u64,
         now_ns: u64,
     ) -> Result<(), crate::dataplane::Error> {
-        next.health = self.plane.health();
         let drained = self
             .plane
             .drain_samples(&mut |sample| talkers.note(sample))?;
@@ -93,20 +139,8 @@ impl Observer {
         next.conforming_per_s.clone_from(&fresh.conforming_per_s);
         *rates = Some(fresh);
         next.talkers = Arc::new(talkers.ranking());
-        if round.is_multiple_of(FIGURES_EVERY) {
-            next.figures = self.plane.figures(now_ns)?;
-        }
+        next.observed_s = talkers.observed_s();
         Ok(())
-    }
-
-    fn save(&self) {
-        let view = self.shared.view.load();
-        let saved = usage::save(self.plane.as_ref(), self.store.as_ref(), &view);
-        let text = match saved {
-            Ok(()) => String::new(),
-            Err(error) => format!("usage cannot be saved: {error}"),
-        };
-        self.shared.save_error.store(Arc::new(text));
     }
 
     /// One log line and one event for each problem that comes or goes.

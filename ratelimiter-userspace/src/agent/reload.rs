@@ -1,8 +1,8 @@
 //! Reading the configuration file again: on SIGHUP, when it changes, when asked.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -15,7 +15,7 @@ use super::{Loader, credentials, privileges};
 use crate::admin::views::{Changed, EventKind};
 use crate::admin::{AdminError, Result};
 use crate::config::statics::static_document;
-use crate::config::{Attach, Settings};
+use crate::config::{Attach, Interface, Settings};
 use crate::dataplane::{AttachOptions, DataPlane};
 use crate::http::gate::Gate;
 
@@ -27,6 +27,9 @@ pub(super) struct Reloader {
     pub(super) path: Option<PathBuf>,
     pub(super) load: Option<Loader>,
     pub(super) started_with: Settings,
+    /// Interfaces the file named when it was last read: those it names no more are detached, those
+    /// attached by hand stay.
+    pub(super) interfaces: Mutex<Vec<String>>,
     pub(super) shared: Arc<Shared>,
     pub(super) plane: Arc<dyn DataPlane>,
     pub(super) gate: Arc<Gate>,
@@ -108,9 +111,25 @@ impl Reloader {
             .replace(credentials, &settings.admin.allowed_hosts);
         let plane = Arc::clone(&self.plane);
         let wanted = settings.interfaces.clone();
-        let refused = tokio::task::spawn_blocking(move || attach_all(plane.as_ref(), &wanted))
-            .await
-            .unwrap_or_default();
+        let named = names(&wanted);
+        let before = std::mem::replace(
+            &mut *self
+                .interfaces
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+            named.clone(),
+        );
+        let refused = tokio::task::spawn_blocking(move || {
+            let mut refused = attach_all(plane.as_ref(), &wanted);
+            for gone in before.iter().filter(|name| !named.contains(name)) {
+                if let Err(error) = plane.detach(gone) {
+                    refused.push(error.to_string());
+                }
+            }
+            refused
+        })
+        .await
+        .unwrap_or_default();
         changed.warnings.extend(refused);
         if self.needs_restart(&settings) {
             changed.warnings.push(
@@ -185,11 +204,16 @@ impl Reloader {
     }
 }
 
+/// The names of interfaces.
+pub(super) fn names(interfaces: &[Interface]) -> Vec<String> {
+    interfaces
+        .iter()
+        .map(|interface| interface.name.clone())
+        .collect()
+}
+
 /// Attaches to every interface wanted and returns a sentence for each that refused.
-pub(super) fn attach_all(
-    plane: &dyn DataPlane,
-    wanted: &[crate::config::Interface],
-) -> Vec<String> {
+pub(super) fn attach_all(plane: &dyn DataPlane, wanted: &[Interface]) -> Vec<String> {
     let known: Vec<String> = plane
         .interfaces()
         .into_iter()

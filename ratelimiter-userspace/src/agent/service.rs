@@ -11,9 +11,9 @@ use super::control::Control;
 use super::core::{plane_error, store_error};
 use super::explain;
 use super::reload::Reloader;
-use super::requests;
 use super::state::{Shared, View, shown};
 use super::tag::shown_tag;
+use super::{requests, standing};
 use crate::admin::views::{
     AttachRequest, ChangeView, Changed, ClientView, CountView, CrowdView, DefinedIn, Event,
     EventKind, Explanation, InterfaceView, LimitRow, ListEntryView, Owner, Page, PageQuery,
@@ -525,16 +525,22 @@ impl Admin for Service {
 
     async fn explain_source(&self, address: IpAddr) -> Result<Explanation> {
         let v6_prefix_len = self.v6_prefix_len;
-        self.blocking(move |plane, view| explain::source(view, plane, v6_prefix_len, address))
-            .await
+        let store = Arc::clone(&self.store);
+        self.blocking(move |plane, view| {
+            let mut found = explain::source(view, plane, v6_prefix_len, address)?;
+            standing::sign(&mut found, store.as_ref()).map(|()| found)
+        })
+        .await
     }
 
     async fn explain_client(&self, id: &str) -> Result<Explanation> {
         let (v6_prefix_len, id) = (self.v6_prefix_len, id.to_owned());
         let checks = self.shared.checks.clone();
+        let store = Arc::clone(&self.store);
         self.blocking(move |plane, view| {
             let explained = explain::client(view, plane, v6_prefix_len, &id);
-            requests::explain(&checks, view, &id, explained)
+            let mut found = requests::explain(&checks, view, &id, explained)?;
+            standing::sign(&mut found, store.as_ref()).map(|()| found)
         })
         .await
     }

@@ -10,6 +10,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue};
 use ratelimiter_common::abi::tracked::SourceKey;
+use ratelimiter_common::vclock::SegmentClock;
 use serde::{Deserialize, Serialize};
 
 use super::events::Events;
@@ -68,6 +69,8 @@ pub(super) struct View {
     pub(super) compiled: Arc<Compiled>,
     /// The entries in force, by slot.
     pub(super) policies: Arc<BTreeMap<u32, PolicyEntry>>,
+    /// The segment clocks in force, by number.
+    pub(super) segments: BTreeMap<u32, SegmentClock>,
     /// Changes on trial.
     pub(super) trials: Vec<Trial>,
     /// The strongest mode any policy has.
@@ -75,6 +78,12 @@ pub(super) struct View {
 }
 
 impl View {
+    /// The clock of the segment a policy belongs to.
+    pub(super) fn segment_clock(&self, entry: &PolicyEntry) -> SegmentClock {
+        let clock = self.segments.get(&entry.segment);
+        clock.copied().unwrap_or(SegmentClock::REAL)
+    }
+
     /// The most specific prefix that covers `address`, with what it says.
     pub(super) fn covering(&self, address: IpAddr) -> Option<(Prefix, PrefixValue)> {
         covering(&self.compiled.prefixes, address)
@@ -123,6 +132,8 @@ pub(super) struct Figured {
     pub(super) health: Health,
     /// Top talkers, the fastest first.
     pub(super) talkers: Arc<Vec<Talker>>,
+    /// Seconds of traffic their last minutes stand for.
+    pub(super) observed_s: f64,
     /// Samples that were overwritten before they were read.
     pub(super) samples_lost: u64,
     /// Drop events read.

@@ -4,7 +4,7 @@
 //! place of the smallest and inherits its count as its error, so the count of every listed source
 //! is over-estimated by at most `packets_error`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use ratelimiter_common::abi::counters::Sample;
 use ratelimiter_common::abi::tracked::SourceKey;
@@ -14,6 +14,10 @@ use ratelimiter_common::verdict::Verdict;
 pub(super) const CAPACITY: usize = 2_048;
 /// Seconds over which rates are averaged.
 const AVERAGE_S: f64 = 5.0;
+/// Seconds of one slice of the last minute.
+pub(super) const SLICE_S: f64 = 5.0;
+/// Slices of the last minute.
+const SLICES: usize = 12;
 
 /// What is known of one source.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -42,12 +46,26 @@ pub(super) struct Talker {
     pub(super) bytes_per_s: f64,
     /// Packets, dropped packets and bytes since the last tick.
     fresh: [u64; 3],
+    /// Packets and bytes by [`SLICE_S`] of the last minute; the newest first.
+    minute: VecDeque<[u64; 2]>,
+}
+
+impl Talker {
+    /// Packets and bytes in the last minute, as far as samples tell.
+    pub(super) fn last_minute(&self) -> [u64; 2] {
+        let sum = |at: usize| self.minute.iter().filter_map(|slice| slice.get(at)).sum();
+        [sum(0), sum(1)]
+    }
 }
 
 /// The table.
 #[derive(Debug, Default)]
 pub(super) struct Talkers {
     sources: HashMap<(SourceKey, u8), Talker>,
+    /// Age of the newest slice, in seconds.
+    slice_s: f64,
+    /// Whole slices observed, at most [`SLICES`].
+    slices: usize,
 }
 
 impl Talkers {
@@ -99,8 +117,26 @@ impl Talkers {
             return;
         }
         let keep = (-elapsed_s / AVERAGE_S).exp();
+        self.slice_s += elapsed_s;
+        let next_slice = self.slice_s >= SLICE_S;
+        if next_slice {
+            self.slice_s = 0.0;
+            self.slices = (self.slices + 1).min(SLICES - 1);
+        }
         for talker in self.sources.values_mut() {
             let fresh = std::mem::take(&mut talker.fresh);
+            let [packets, _, bytes] = fresh;
+            if talker.minute.is_empty() {
+                talker.minute.push_front([0; 2]);
+            }
+            if let Some([in_slice, bytes_in_slice]) = talker.minute.front_mut() {
+                *in_slice += packets;
+                *bytes_in_slice += bytes;
+            }
+            if next_slice {
+                talker.minute.push_front([0; 2]);
+                talker.minute.truncate(SLICES);
+            }
             let rates = [
                 &mut talker.packets_per_s,
                 &mut talker.dropped_per_s,
@@ -111,6 +147,11 @@ impl Talkers {
             }
         }
         self.sources.retain(|_, talker| talker.packets_per_s > 1e-3);
+    }
+
+    /// Seconds of traffic that [`Talker::last_minute`] stands for.
+    pub(super) fn observed_s(&self) -> f64 {
+        self.slices as f64 * SLICE_S + self.slice_s
     }
 
     /// Every source listed, the fastest first.
@@ -156,6 +197,23 @@ mod tests {
         assert!((ranking[0].dropped_per_s - 1_280.0).abs() < 1.0);
         assert!((ranking[1].bytes_per_s - 12_800.0).abs() < 10.0);
         assert!(ranking[1].dropped_per_s.abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_last_minute_is_kept_and_no_more() {
+        let mut talkers = Talkers::default();
+        for second in 0..90 {
+            talkers.note(&sample(1, 32, Verdict::Pass));
+            talkers.tick(1.0);
+            let observed_s = talkers.observed_s();
+            assert!(observed_s <= 60.0 && observed_s + 0.1 >= f64::from(second + 1).min(55.0));
+            let [packets, bytes] = talkers.ranking()[0].last_minute();
+            assert!(
+                (packets as f64 - 32.0 * observed_s).abs() < 1.0,
+                "{packets} {observed_s}"
+            );
+            assert_eq!(bytes, packets * 100);
+        }
     }
 
     #[test]

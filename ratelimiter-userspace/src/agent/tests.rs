@@ -6,3 +6,4 @@ mod checks;
 mod doors;
 mod harness;
 mod life;
+mod refused;

@@ -8,9 +8,8 @@ use std::collections::HashMap;
 
 use ratelimiter_common::abi::merge::{MergeOp, op};
 use ratelimiter_common::abi::policy::PolicyEntry;
-use ratelimiter_common::abi::tracked::{SourceKey, TAT_BITS};
+use ratelimiter_common::abi::tracked::{SLOT_MASK, SourceKey, TAT_BITS};
 use ratelimiter_common::quota::KERNEL_UNITS;
-use ratelimiter_common::vclock::SegmentClock;
 
 use super::state::View;
 use crate::clock;
@@ -41,13 +40,13 @@ pub(super) fn save(plane: &dyn DataPlane, store: &dyn Store, view: &View) -> Res
     let mut clocks: HashMap<u32, [u64; KERNEL_UNITS]> = HashMap::new();
     plane
         .scan_tracked(&mut |key, tracked| {
-            let slot = tracked.binding as u32;
+            let slot = tracked.binding as u32 & SLOT_MASK;
             let Some(entry) = view.policies.get(&slot) else {
                 return;
             };
             let now = clocks
                 .entry(slot)
-                .or_insert_with(|| readings(entry, now_ns));
+                .or_insert_with(|| readings(entry, view.segment_clock(entry).at(now_ns), now_ns));
             for ((unit, tat), now) in (0..).zip(tracked.tats).zip(now.iter()) {
                 if tat >> TAT_BITS == u64::from(entry.tag) {
                     // Serial arithmetic: a TAT is never half of its range away from the clock.
@@ -64,8 +63,7 @@ pub(super) fn save(plane: &dyn DataPlane, store: &dyn Store, view: &View) -> Res
         .map_err(|error: StoreError| error.to_string())
 }
 
-fn readings(entry: &PolicyEntry, now_ns: u64) -> [u64; KERNEL_UNITS] {
-    let segment_ns = SegmentClock::REAL.at(now_ns);
+fn readings(entry: &PolicyEntry, segment_ns: u64, now_ns: u64) -> [u64; KERNEL_UNITS] {
     entry
         .clocks
         .each_ref()

@@ -366,7 +366,7 @@ impl Default for Tables {
 impl Default for StoreSettings {
     fn default() -> Self {
         Self {
-            flush_interval_ms: 1_000,
+            flush_interval_ms: 250,
             save_interval_ms: 10_000,
         }
     }

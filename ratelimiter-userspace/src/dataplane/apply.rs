@@ -8,22 +8,23 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use ratelimiter_common::abi::config::{Config, ZONES, flags};
-use ratelimiter_common::abi::merge::{MergeOp, op};
+use ratelimiter_common::abi::config::{Config, REGIONS, ZONES, flags};
+use ratelimiter_common::abi::merge::{MergeOp, op, result};
 use ratelimiter_common::abi::names;
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixKey4, PrefixKey6, PrefixValue, Zone};
-use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
+use ratelimiter_common::abi::tracked::{SLOT_MASK, SourceKey, Tracked};
 use ratelimiter_common::vclock::{LEAD_NS, NEVER, PIECES, SegmentClock};
 
 use super::entries::{Entries, GRACE_NS};
 use super::loader::Kernel;
 use super::pod::zeroed;
+use super::promoted::Promoted;
 use super::redate::{is_late, redate, redate_segment};
 use super::state::Applied;
 use super::store::{key4, key6};
 use super::{Error, Tables, capacity, merge, store};
 use crate::clock::monotonic_ns;
-use crate::policy::plan::{Prefix, Update};
+use crate::policy::plan::{KERNEL_FLAGS, Prefix, Update};
 
 /// How often a swap that came too late is made again.
 const SWAP_TRIES: usize = 4;
@@ -47,6 +48,10 @@ pub(super) struct Writer {
     clamps: Vec<(u64, (u32, u32), u64)>,
     /// Whether an interface runs in generic mode.
     generic: bool,
+    /// Sources that are promoted, by bit.
+    pub(super) promoted: Promoted,
+    /// Regions that may hold words.
+    used_regions: [bool; REGIONS],
 }
 
 impl Writer {
@@ -74,6 +79,8 @@ impl Writer {
             prefixes: [0; 2],
             clamps: Vec::new(),
             generic: false,
+            promoted: Promoted::default(),
+            used_regions: [adopted; REGIONS],
         };
         let zones: Vec<Zone> = kernel.map(names::ZONES)?.array(ZONES as u32)?;
         for (place, zone) in writer.zones.iter_mut().zip(zones) {
@@ -81,7 +88,11 @@ impl Writer {
         }
         if adopted {
             let tracked = kernel.map(names::TRACKED)?;
-            tracked.walk::<SourceKey, Tracked>(|_, _| writer.tracked += 1)?;
+            let bits = kernel.map(names::PROMOTED)?.memory()?;
+            tracked.walk::<SourceKey, Tracked>(|&key, _| {
+                writer.tracked += 1;
+                writer.promoted.found(bits, key);
+            })?;
             let [four, six] = &mut writer.prefixes;
             kernel
                 .map(names::PREFIXES4)?
@@ -128,10 +139,13 @@ impl Writer {
                 Update::Fine { v6, words } => store::fine(kernel, *v6, words)?,
                 Update::Track(sources) => self.track(kernel, sources)?,
                 Update::Untrack(sources) => self.untrack(kernel, sources)?,
-                Update::Flags(flags) => self.change_config(kernel, |config, generic| {
-                    config.flags = (flags & !flags::GENERIC) | generic;
+                Update::Flags(flags) => self.change_config(kernel, |config| {
+                    config.flags = (flags & !KERNEL_FLAGS) | (config.flags & KERNEL_FLAGS);
                 })?,
-                Update::BumpGeneration => self.change_config(kernel, |config, _| {
+                Update::Budgets(budgets) => self.change_config(kernel, |config| {
+                    super::tables::set_budgets(config, budgets);
+                })?,
+                Update::BumpGeneration => self.change_config(kernel, |config| {
                     config.prefix_generation = config.prefix_generation.wrapping_add(1);
                 })?,
                 Update::Clamp {
@@ -189,21 +203,53 @@ impl Writer {
             return Ok(());
         }
         self.generic = generic;
-        self.change_config(kernel, |config, generic| {
-            config.flags = (config.flags & !flags::GENERIC) | generic;
+        self.set_flag(kernel, flags::GENERIC, generic)
+    }
+
+    fn set_flag(&mut self, kernel: &Kernel, flag: u32, on: bool) -> Result<(), Error> {
+        self.change_config(kernel, |config| {
+            config.flags = if on {
+                config.flags | flag
+            } else {
+                config.flags & !flag
+            };
         })
     }
 
     fn change_config(
         &mut self,
         kernel: &Kernel,
-        change: impl FnOnce(&mut Config, u32),
+        change: impl FnOnce(&mut Config),
     ) -> Result<(), Error> {
-        change(
-            &mut self.config,
-            if self.generic { flags::GENERIC } else { 0 },
-        );
+        change(&mut self.config);
         store::config(kernel, &self.config)
+    }
+
+    /// Runs bucket operations, and keeps count of what they promote and demote: packets ask for
+    /// promoted sources while there are any.
+    pub(super) fn merge(&mut self, kernel: &Kernel, ops: &mut [MergeOp]) -> Result<(), Error> {
+        if ops.iter().any(|merge_op| merge_op.op == op::PROMOTE) {
+            self.set_flag(kernel, flags::PROMOTED, true)?;
+        }
+        let ran = merge::run(kernel, ops);
+        let bits = kernel.map(names::PROMOTED)?.memory()?;
+        for merge_op in ops.iter().filter(|op| op.result == result::DONE) {
+            match merge_op.op {
+                op::PROMOTE => {
+                    self.promoted.promoted(merge_op.key);
+                    self.tracked += 1;
+                }
+                op::DEMOTE => {
+                    self.promoted.demoted(bits, merge_op.key);
+                    self.tracked = self.tracked.saturating_sub(1);
+                }
+                _ => {}
+            }
+        }
+        if self.config.flags & flags::PROMOTED != 0 && self.promoted.is_empty() {
+            self.set_flag(kernel, flags::PROMOTED, false)?;
+        }
+        ran
     }
 
     /// Repairs `CONFIG`, the indices and the zones where something else wrote to them; returns the
@@ -260,6 +306,16 @@ impl Writer {
             0 => None,
             index => Some(map.at::<PolicyEntry>(index)?),
         };
+        if before.is_some_and(|before| before.identity != wanted.identity) {
+            // The slot changes hands, and its zones with it.
+            let zones = self.zones;
+            for zone in zones
+                .iter()
+                .filter(|zone| zone.used == 1 && zone.slot == wanted.slot)
+            {
+                self.clear_regions(kernel, *zone, None)?;
+            }
+        }
         let segment = self.segment_clock(kernel, wanted.segment)?;
         let mut entry = *wanted;
         for _ in 0..SWAP_TRIES {
@@ -342,7 +398,33 @@ impl Writer {
         Ok((clock != *wanted).then_some(clock))
     }
 
+    /// Empties the regions of `zone` that are not those of `before`: what another policy's sources
+    /// left there was written on another clock, and would be read as debt, or as a proof that a
+    /// source was here before.
+    fn clear_regions(
+        &mut self,
+        kernel: &Kernel,
+        zone: Zone,
+        before: Option<Zone>,
+    ) -> Result<(), Error> {
+        for (unit, &region) in zone.regions.iter().enumerate() {
+            let kept = before.is_some_and(|before| before.regions.get(unit) == Some(&region));
+            let Some(used) = self.used_regions.get_mut(usize::from(region)) else {
+                continue;
+            };
+            if std::mem::replace(used, true) && !kept {
+                store::clear_region(kernel, &self.config, usize::from(region))?;
+            }
+        }
+        Ok(())
+    }
+
     fn zone(&mut self, kernel: &Kernel, number: u32, zone: Zone) -> Result<(), Error> {
+        if zone.used == 1 {
+            let before = self.zones.get(number as usize).copied();
+            let before = before.filter(|before| before.used == 1 && before.slot == zone.slot);
+            self.clear_regions(kernel, zone, before)?;
+        }
         store::zone(kernel.map(names::ZONES)?, number, zone)?;
         if let Some(place) = self.zones.get_mut(number as usize) {
             *place = zone;
@@ -444,7 +526,7 @@ fn clamp(kernel: &Kernel, clamps: &BTreeMap<(u32, u32), u64>) -> Result<(), Erro
     kernel
         .map(names::TRACKED)?
         .walk::<SourceKey, Tracked>(|&key, tracked| {
-            let slot = tracked.binding as u32;
+            let slot = tracked.binding as u32 & SLOT_MASK;
             for (&(_, unit), &level) in clamps.range((slot, 0)..=(slot, u32::MAX)) {
                 ops.push(MergeOp {
                     op: op::CLAMP,

@@ -26,6 +26,12 @@ pub(super) struct OwnLink {
 }
 
 impl OwnLink {
+    /// The same link by another descriptor; `None` if there is none left.
+    pub(super) fn again(&self) -> Option<Self> {
+        let fd = self.fd.try_clone().ok()?;
+        Some(Self { fd, id: self.id })
+    }
+
     /// Asks the kernel where the link is attached now.
     pub(super) fn info(&self) -> Result<LinkInfo, Error> {
         sys::link_info(self.fd.as_fd()).map_err(|source| Error::kernel("describing a link", source))
@@ -128,16 +134,26 @@ pub(super) fn mode_of(described: &Link, prog_id: u32) -> AttachMode {
 }
 
 /// Whether the pin of `interface` is this very link.
-pub(super) fn is_pinned(pins: &Pins, interface: &str, link: &OwnLink) -> bool {
-    sys::open_pin(&pins.link(interface))
-        .and_then(|fd| sys::link_info(fd.as_fd()))
-        .is_ok_and(|info| info.id == link.id)
+///
+/// # Errors
+///
+/// When that cannot be found out for want of descriptors or memory.
+pub(super) fn is_pinned(pins: &Pins, interface: &str, link: &OwnLink) -> Result<bool, Error> {
+    let path = pins.link(interface);
+    match sys::open_pin(&path).and_then(|fd| sys::link_info(fd.as_fd())) {
+        Ok(info) => Ok(info.id == link.id),
+        Err(error) if sys::is_shortage(&error) => {
+            let text = format!("looking at pin `{}`", path.display());
+            Err(Error::kernel(text, error))
+        }
+        Err(_) => Ok(false),
+    }
 }
 
 /// Pins a link under the interface's name, in place of whatever lies there, and removes pins of
 /// the same link under other names.
 pub(super) fn ensure_pinned(pins: &Pins, interface: &str, link: &OwnLink) -> Result<(), Error> {
-    if !is_pinned(pins, interface, link) {
+    if !is_pinned(pins, interface, link)? {
         clear_pin(pins, interface)?;
         Pins::pin(link.fd.as_fd(), &pins.link(interface))?;
     }

@@ -8,7 +8,7 @@ use ratelimiter_common::abi::config::{Config, FINE_WORDS, PermKey};
 use ratelimiter_common::abi::counters::Sample;
 use ratelimiter_common::abi::merge::{MergeOp, op, result};
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue, Zone};
-use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
+use ratelimiter_common::abi::tracked::{SLOT_MASK, SourceKey, Tracked};
 use ratelimiter_common::abi::{SCHEMA, names};
 use ratelimiter_common::vclock::{NEVER, SegmentClock};
 
@@ -16,8 +16,9 @@ use super::state::{
     Applied, AttachOptions, CrowdSource, Drained, Figures, Health, Installed, Interface,
     InterfaceState, Stats, TableFigure,
 };
+use super::tables::set_budgets;
 use super::{DataPlane, Error, Tables};
-use crate::policy::plan::{Prefix, Update};
+use crate::policy::plan::{KERNEL_FLAGS, Prefix, Update};
 
 /// What the fake remembers. Tests set and read every field.
 #[derive(Debug)]
@@ -184,7 +185,10 @@ impl FakeState {
                     self.tracked.remove(key);
                 }
             }
-            Update::Flags(flags) => self.config.flags = *flags,
+            Update::Flags(flags) => {
+                self.config.flags = (flags & !KERNEL_FLAGS) | (self.config.flags & KERNEL_FLAGS);
+            }
+            Update::Budgets(budgets) => set_budgets(&mut self.config, budgets),
             Update::BumpGeneration => {
                 self.config.prefix_generation = self.config.prefix_generation.wrapping_add(1);
             }
@@ -298,7 +302,7 @@ impl DataPlane for FakeDataPlane {
             tracked: state
                 .tracked
                 .iter()
-                .map(|(&key, tracked)| (key, tracked.binding as u32))
+                .map(|(&key, tracked)| (key, tracked.binding as u32 & SLOT_MASK))
                 .collect(),
         })
     }

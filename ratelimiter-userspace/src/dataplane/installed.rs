@@ -6,7 +6,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use ratelimiter_common::abi::config::{Coarse, FINE_WORDS, SEGMENTS};
 use ratelimiter_common::abi::names;
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixKey4, PrefixKey6, PrefixValue};
-use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
+use ratelimiter_common::abi::tracked::{SLOT_MASK, SourceKey, Tracked};
 
 use super::Error;
 use super::apply::Writer;
@@ -37,7 +37,11 @@ pub(super) fn read(kernel: &Kernel, writer: &Writer) -> Result<Installed, Error>
     let mut tracked = Vec::new();
     kernel
         .map(names::TRACKED)?
-        .walk::<SourceKey, Tracked>(|&key, value| tracked.push((key, value.binding as u32)))?;
+        .walk::<SourceKey, Tracked>(|&key, value| {
+            if !writer.promoted.may_be(key) {
+                tracked.push((key, value.binding as u32 & SLOT_MASK));
+            }
+        })?;
     let coarse = |name| -> Result<Vec<u8>, Error> {
         Ok(bytes_of(&kernel.map(name)?.at::<Coarse>(0)?).to_vec())
     };

@@ -77,6 +77,13 @@ impl Mmap {
         }
     }
 
+    /// Clears the bits of word `index` that are not in `mask`; ignored beyond the end.
+    pub(super) fn and_word(&self, index: usize, mask: u64) {
+        if let Some(word) = self.atomic::<AtomicU64>(index) {
+            word.fetch_and(mask, Ordering::AcqRel);
+        }
+    }
+
     /// Stores the 32 bits at `index` (in units of 4 bytes); ignored beyond the end.
     pub(super) fn store_half(&self, index: usize, value: u32) {
         if let Some(half) = self.atomic::<AtomicU32>(index) {

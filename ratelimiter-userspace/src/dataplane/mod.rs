@@ -27,6 +27,7 @@ pub mod object;
 mod observe;
 mod pins;
 mod pod;
+mod promoted;
 mod redate;
 mod shape;
 pub mod state;

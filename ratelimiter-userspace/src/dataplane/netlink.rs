@@ -42,6 +42,20 @@ pub(super) struct Link {
     pub(super) generic_prog: u32,
 }
 
+/// Returns the index of the interface called `name` in this network namespace, 0 if there is none.
+///
+/// # Errors
+///
+/// When that cannot be found out for want of descriptors or memory.
+pub(super) fn find(name: &str) -> io::Result<u32> {
+    match index(name) {
+        0 => Some(io::Error::last_os_error())
+            .filter(super::sys::is_shortage)
+            .map_or(Ok(0), Err),
+        index => Ok(index),
+    }
+}
+
 /// Returns the index of the interface called `name` in this network namespace, or 0.
 pub(super) fn index(name: &str) -> u32 {
     CString::new(name).map_or(0, |name| {

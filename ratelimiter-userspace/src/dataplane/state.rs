@@ -177,7 +177,8 @@ pub struct Installed {
     pub coarse: [Vec<u8>; 2],
     /// Words of `FINE4` and `FINE6`.
     pub fine: [Vec<u64>; 2],
-    /// Tracked sources with the policy slot each is bound to.
+    /// Tracked sources with the policy slot each is bound to; those that may be promoted are left
+    /// out, because whoever promotes sources demotes them.
     pub tracked: Vec<(SourceKey, u32)>,
 }
 

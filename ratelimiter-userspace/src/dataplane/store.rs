@@ -3,6 +3,7 @@
 //! An update by system call copies a whole value, and a packet could read half of it.
 
 use ratelimiter_common::abi::config::Config;
+use ratelimiter_common::abi::crowd::{Set4, Set6};
 use ratelimiter_common::abi::names;
 use ratelimiter_common::abi::policy::{PrefixKey4, PrefixKey6, Zone};
 
@@ -55,6 +56,28 @@ pub(super) fn index(map: &Map, slot: u32, entry: u32) -> Result<(), Error> {
 pub(super) fn zone(map: &Map, number: u32, zone: Zone) -> Result<(), Error> {
     for word in words(bytes_of(&zone)) {
         map.memory()?.store_word(number as usize, word);
+    }
+    Ok(())
+}
+
+/// Empties a region of both crowd tables. No zone may name it: a packet would find half of it.
+pub(super) fn clear_region(kernel: &Kernel, config: &Config, number: usize) -> Result<(), Error> {
+    for (name, regions, words) in [
+        (names::CROWD4, &config.regions4, size_of::<Set4>() / 8),
+        (names::CROWD6, &config.regions6, size_of::<Set6>() / 8),
+    ] {
+        let Some(region) = regions.get(number) else {
+            continue;
+        };
+        let memory = kernel.map(name)?.memory()?;
+        let first = region.base_set as usize * words;
+        let count = (region.set_mask as usize + 1) * words;
+        for word in first..first + count {
+            // Only what holds something: pages nobody wrote stay untouched.
+            if memory.word(word) != 0 {
+                memory.store_word(word, 0);
+            }
+        }
     }
     Ok(())
 }

@@ -20,6 +20,17 @@ pub(super) const LINK_TYPE_XDP: u32 = 6;
 
 const ATTACH_TYPE_XDP: u32 = 37;
 
+/// Whether an error says that something is short for the moment: then nothing is known about what
+/// was looked at, least of all that it is gone.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS | libc::EAGAIN | libc::EINTR
+        )
+    )
+}
+
 /// Commands of `bpf(2)`.
 #[derive(Clone, Copy)]
 #[repr(i32)]

@@ -2,10 +2,11 @@
 //!
 //! Geometry is fixed when the tables are created. Pure arithmetic; no I/O.
 
-use ratelimiter_common::abi::config::{REGIONS, Region};
+use ratelimiter_common::abi::config::{Config, REGIONS, Region};
 use ratelimiter_common::abi::crowd::WAYS;
 
 use super::Error;
+use crate::policy::plan::Budgets;
 
 /// Sizes of the kernel's tables, chosen at creation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +133,87 @@ impl Tables {
     }
 }
 
+/// Sources never seen before that a region admits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FirstSeen {
+    /// As many as come.
+    Off,
+    /// A tenth of its words per second: N / 10 s.
+    Tenth,
+    /// So many per second, at most that tenth.
+    PerSecond(u64),
+}
+
+impl FirstSeen {
+    /// The budget of the settings: whether it is applied, and newcomers per second; 0 for the tenth.
+    #[must_use]
+    pub fn of(applied: bool, per_s: u64) -> Self {
+        match (applied, per_s) {
+            (false, _) => Self::Off,
+            (true, 0) => Self::Tenth,
+            (true, per_s) => Self::PerSecond(per_s),
+        }
+    }
+}
+
+/// Depth of the malformed budget: one second.
+const MALFORMED_DEPTH_NS: u64 = 1_000_000_000;
+
+impl Tables {
+    /// The budgets of these tables: `malformed_per_s` frames that cannot be parsed, and newcomers.
+    #[must_use]
+    pub fn budgets(&self, malformed_per_s: u64, first_seen: FirstSeen) -> Budgets {
+        let of = |regions: [Region; REGIONS]| {
+            regions.map(|region| {
+                let words = (u64::from(region.set_mask) + 1) * WAYS as u64;
+                let tenth = words / FIRST_SEEN_FILL_S;
+                match first_seen {
+                    FirstSeen::Off => (region.draw, 0),
+                    FirstSeen::Tenth => newcomers(tenth),
+                    FirstSeen::PerSecond(per_s) => newcomers(per_s.min(tenth)),
+                }
+            })
+        };
+        Budgets {
+            malformed_ns: MALFORMED_DEPTH_NS.checked_div(malformed_per_s).unwrap_or(0),
+            malformed_burst_ns: MALFORMED_DEPTH_NS,
+            first_seen: [of(self.regions4()), of(self.regions6())],
+        }
+    }
+}
+
+/// Newcomers drawn at a time and nanoseconds one costs, for a budget of `per_s`.
+fn newcomers(per_s: u64) -> (u32, u64) {
+    // A draw must never exceed what 1/8 of the 0.1 s deep budget holds, or a small region would be
+    // handed out to the first CPU that asks.
+    let draw = u32::try_from(per_s / 80).unwrap_or(MAX_DRAW);
+    (draw.clamp(1, MAX_DRAW), 1_000_000_000 / per_s.max(1))
+}
+
+/// Writes budgets into the scalars; geometry stays.
+pub(super) fn set_budgets(config: &mut Config, budgets: &Budgets) {
+    config.malformed_ns = budgets.malformed_ns;
+    config.malformed_burst_ns = budgets.malformed_burst_ns;
+    let [four, six] = budgets.first_seen;
+    let regions = config.regions4.iter_mut().chain(&mut config.regions6);
+    for (region, (draw, first_seen_ns)) in regions.zip(four.into_iter().chain(six)) {
+        region.draw = draw;
+        region.first_seen_ns = first_seen_ns;
+    }
+}
+
+/// Reads the budgets from the scalars.
+#[must_use]
+pub fn budgets_of(config: &Config) -> Budgets {
+    let of =
+        |regions: &[Region; REGIONS]| regions.map(|region| (region.draw, region.first_seen_ns));
+    Budgets {
+        malformed_ns: config.malformed_ns,
+        malformed_burst_ns: config.malformed_burst_ns,
+        first_seen: [of(&config.regions4), of(&config.regions6)],
+    }
+}
+
 fn regions(first: u32, further: u32) -> [Region; REGIONS] {
     let mut base_set = 0;
     std::array::from_fn(|number| {
@@ -145,17 +227,13 @@ fn regions(first: u32, further: u32) -> [Region; REGIONS] {
 /// Returns the region of `words` words (a power of two) that begins at `base_set`.
 fn region(base_set: u32, words: u32) -> Region {
     let sets = words / WAYS as u32;
-    let budget_per_s = u64::from(words) / FIRST_SEEN_FILL_S;
+    let (draw, first_seen_ns) = newcomers(u64::from(words) / FIRST_SEEN_FILL_S);
     Region {
         base_set,
         set_mask: sets - 1,
         set_bits: sets.trailing_zeros(),
-        // A draw must never exceed what 1/8 of the 0.1 s deep budget holds, or a small region
-        // would be handed out to the first CPU that asks.
-        draw: u32::try_from(budget_per_s / 80)
-            .unwrap_or(MAX_DRAW)
-            .clamp(1, MAX_DRAW),
-        first_seen_ns: 1_000_000_000 / budget_per_s.max(1),
+        draw,
+        first_seen_ns,
     }
 }
 
@@ -189,6 +267,29 @@ mod tests {
         // 104 857 per second: 9 536 ns each, rounded down.
         assert_eq!(region.first_seen_ns, 9_536);
         assert_eq!(region.draw, MAX_DRAW);
+    }
+
+    #[test]
+    fn budgets_are_bounded_by_a_tenth_of_each_region_and_can_be_switched_off() {
+        let tables = Tables::default();
+        let as_made = tables.budgets(100, FirstSeen::Tenth);
+        assert_eq!(as_made.malformed_ns, 10_000_000);
+        for (regions, made) in [
+            (tables.regions4(), as_made.first_seen[0]),
+            (tables.regions6(), as_made.first_seen[1]),
+        ] {
+            assert_eq!(
+                made,
+                regions.map(|region| (region.draw, region.first_seen_ns))
+            );
+        }
+        let slower = tables.budgets(0, FirstSeen::PerSecond(1_000));
+        assert_eq!(slower.malformed_ns, 0, "none is admitted");
+        assert_eq!(slower.first_seen[0][0], (12, 1_000_000));
+        let faster = tables.budgets(1, FirstSeen::PerSecond(u64::MAX));
+        assert_eq!(faster.first_seen, as_made.first_seen);
+        let off = tables.budgets(1, FirstSeen::Off);
+        assert!(off.first_seen.as_flattened().iter().all(|(_, ns)| *ns == 0));
     }
 
     #[test]

@@ -97,6 +97,9 @@ fn is_set(stop: &OwnedFd) -> bool {
     unsafe { libc::poll(&raw mut polled, 1, 0) == 1 }
 }
 
+/// Descriptors one verification needs at a time.
+const SPARE_DESCRIPTORS: usize = 4;
+
 /// What one verification met.
 #[derive(Default)]
 struct Findings {
@@ -109,6 +112,13 @@ impl Shared {
     /// Compares everything with what it should be, and repairs it.
     pub(super) fn verify(&self, now_ns: u64) {
         let mut findings = Findings::default();
+        if let Err(error) = self.can_look() {
+            findings.problems.push(format!(
+                "whether pins and links are in place cannot be verified: {error}"
+            ));
+            self.publish(findings);
+            return;
+        }
         let mut links = lock(&self.links);
         let was_there = is_bpffs(self.pins.root());
         if self.verify_directory(&mut findings) {
@@ -159,6 +169,15 @@ impl Shared {
         self.publish(findings);
     }
 
+    /// Whether there are descriptors to look with: without them everything seems to be gone.
+    fn can_look(&self) -> io::Result<()> {
+        let mut spare = Vec::with_capacity(SPARE_DESCRIPTORS);
+        for _ in 0..SPARE_DESCRIPTORS {
+            spare.push(self.kernel.program.try_clone()?);
+        }
+        Ok(())
+    }
+
     fn publish(&self, findings: Findings) {
         let mut health = lock(&self.health);
         for problem in &findings.problems {
@@ -203,8 +222,15 @@ impl Shared {
             };
             let path = self.pins.map(name);
             let pinned = sys::open_pin(&path).and_then(|fd| sys::map_info(fd.as_fd()));
-            if pinned.is_ok_and(|info| info.id == map.info.id) {
-                continue;
+            match pinned {
+                Ok(info) if info.id == map.info.id => continue,
+                Err(error) if sys::is_shortage(&error) => {
+                    findings
+                        .problems
+                        .push(format!("pin `{name}` cannot be looked at: {error}"));
+                    break;
+                }
+                _ => {}
             }
             let again = self
                 .pins
@@ -222,7 +248,14 @@ impl Shared {
     }
 
     fn verify_link(&self, name: &str, watched: &mut Watched, now_ns: u64, findings: &mut Findings) {
-        let index = netlink::index(name);
+        let unseen = |error: io::Error| format!("interface `{name}` cannot be looked at: {error}");
+        let index = match netlink::find(name) {
+            Ok(index) => index,
+            Err(error) => {
+                findings.problems.push(unseen(error));
+                return;
+            }
+        };
         let info = watched.link.as_ref().and_then(|link| link.info().ok());
         if index == 0 {
             self.interface_is_gone(name, watched, info.map_or(0, |info| info.ifindex), now_ns);
@@ -231,13 +264,22 @@ impl Shared {
         let sound = info.is_some_and(|info| {
             info.ifindex == index && (!watched.wanted || info.prog_id == self.kernel.program_id)
         });
-        if sound && self.runs(watched, index) {
-            watched.set(InterfaceState::Attached, index, now_ns);
-            self.verify_pin(name, watched.link.as_ref(), findings);
-            return;
+        match self.runs(watched, index) {
+            Ok(true) if sound => {
+                watched.set(InterfaceState::Attached, index, now_ns);
+                self.verify_pin(name, watched.link.as_ref(), findings);
+                return;
+            }
+            Err(error) if sys::is_shortage(&error) => {
+                findings.problems.push(unseen(error));
+                return;
+            }
+            _ => {}
         }
         let was_here = watched.view.index == index && watched.view.is_attached();
         let held = watched.link.take();
+        // Should this fail, what is held must not be let go.
+        let kept = held.as_ref().and_then(OwnLink::again);
         match attach::attach(&self.kernel, &self.pins, held, name, watched.options) {
             Ok(link) => {
                 watched.link = Some(link);
@@ -259,9 +301,11 @@ impl Shared {
                 }
             }
             Err(Error::UnknownInterface(_)) => {
+                watched.link = kept;
                 watched.set(InterfaceState::Absent, 0, now_ns);
             }
             Err(error) => {
+                watched.link = kept;
                 let reason = error.to_string();
                 watched.set(InterfaceState::Failed { reason }, index, now_ns);
             }
@@ -269,19 +313,19 @@ impl Shared {
     }
 
     /// Whether the interface itself says that our program runs there.
-    fn runs(&self, watched: &Watched, index: u32) -> bool {
-        let Ok(Some(described)) = netlink::link(index) else {
-            return false;
+    fn runs(&self, watched: &Watched, index: u32) -> io::Result<bool> {
+        let Some(described) = netlink::link(index)? else {
+            return Ok(false);
         };
         let running = match watched.options.mode {
             AttachMode::Native => described.native_prog,
             AttachMode::Generic => described.generic_prog,
         };
-        if watched.wanted {
+        Ok(if watched.wanted {
             running == self.kernel.program_id
         } else {
             running != 0
-        }
+        })
     }
 
     /// Forgets a link whose interface was deleted. One that lives on an interface of another name
@@ -307,10 +351,13 @@ impl Shared {
         let Some(link) = link else {
             return;
         };
-        if attach::is_pinned(&self.pins, name, link) {
-            return;
-        }
-        match attach::ensure_pinned(&self.pins, name, link) {
+        let pinned = attach::is_pinned(&self.pins, name, link);
+        let restored = match pinned {
+            Ok(true) => return,
+            Ok(false) => attach::ensure_pinned(&self.pins, name, link),
+            Err(error) => Err(error),
+        };
+        match restored {
             Ok(()) => {
                 findings.repairs += 1;
                 tracing::warn!(interface = name, "the pin of a link was gone; restored");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ratelimiter_common::abi::counters::Sample;
-use ratelimiter_common::abi::merge::{MergeOp, op, result};
+use ratelimiter_common::abi::merge::MergeOp;
 use ratelimiter_common::abi::tracked::{SourceKey, Tracked};
 
 use super::apply::Writer;
@@ -18,7 +18,7 @@ use super::state::{
     Interface, InterfaceState, Stats,
 };
 use super::watch::Watcher;
-use super::{DataPlane, Error, Tables, crowd, figures, installed, merge, netlink};
+use super::{DataPlane, Error, Tables, crowd, figures, installed, netlink};
 use crate::clock::monotonic_ns;
 use crate::policy::plan::Update;
 
@@ -201,12 +201,7 @@ impl Shared {
         let held = links
             .get_mut(interface)
             .and_then(|watched| watched.link.take());
-        let held_again = held.as_ref().and_then(|link| {
-            link.fd
-                .try_clone()
-                .ok()
-                .map(|fd| OwnLink { fd, id: link.id })
-        });
+        let held_again = held.as_ref().and_then(OwnLink::again);
         let attached = attach::attach(&self.kernel, &self.pins, held, interface, options);
         let (link, state, index) = match attached {
             Ok(link) => {
@@ -333,15 +328,7 @@ impl DataPlane for XdpDataPlane {
     }
 
     fn merge(&self, ops: &mut [MergeOp]) -> Result<(), Error> {
-        merge::run(&self.shared.kernel, ops)?;
-        let done = |wanted| {
-            ops.iter()
-                .filter(|merge_op| merge_op.op == wanted && merge_op.result == result::DONE)
-                .count() as u64
-        };
-        let mut writer = lock(&self.shared.writer);
-        writer.tracked = (writer.tracked + done(op::PROMOTE)).saturating_sub(done(op::DEMOTE));
-        Ok(())
+        lock(&self.shared.writer).merge(&self.shared.kernel, ops)
     }
 
     fn figures(&self, now_ns: u64) -> Result<Figures, Error> {

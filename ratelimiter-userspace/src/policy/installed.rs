@@ -28,7 +28,7 @@ pub struct Installed {
     /// Configured tracked sources, ascending by key. Promoted sources are not among them: whoever
     /// promotes them demotes them.
     pub tracked: Arc<Vec<(SourceKey, u32)>>,
-    /// `CONFIG.flags`.
+    /// `CONFIG.flags` without those the data plane sets by itself.
     pub flags: u32,
 }
 
@@ -94,7 +94,7 @@ impl Installed {
                 Update::Track(list) => track.extend_from_slice(list),
                 Update::Untrack(list) => untrack.extend_from_slice(list),
                 Update::Flags(flags) => self.flags = *flags,
-                Update::BumpGeneration | Update::Clamp { .. } => {}
+                Update::Budgets(_) | Update::BumpGeneration | Update::Clamp { .. } => {}
             }
         }
         revise(&mut self.prefixes, put, gone);

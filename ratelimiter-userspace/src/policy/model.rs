@@ -145,7 +145,10 @@ pub struct Segment {
     pub backend: Option<String>,
     /// Wide prefixes whose sources belong to the segment, each source with a bucket of its own in
     /// a region of the crowd (IPv4 shorter than /28, IPv6 shorter than /60).
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "super::units::prefixes"
+    )]
     #[schema(value_type = Vec<String>)]
     pub sources: Vec<IpNet>,
 }
@@ -161,7 +164,10 @@ pub struct Client {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// Prefixes the client sends from.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "super::units::prefixes"
+    )]
     #[schema(value_type = Vec<String>)]
     pub sources: Vec<IpNet>,
     /// Whether all of `sources` share one bucket. Default: false for addresses (/32../28,

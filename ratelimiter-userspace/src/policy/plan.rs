@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use ratelimiter_common::abi::config::{REGIONS, flags};
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue, Zone};
 use ratelimiter_common::abi::tracked::SourceKey;
 use ratelimiter_common::quota::KERNEL_UNITS;
@@ -22,8 +23,23 @@ use super::set::{Compiled, PolicyTarget};
 /// An IP prefix as the kernel's tries know it; host bits are zero.
 pub type Prefix = ipnet::IpNet;
 
+/// Bits of `CONFIG.flags` that the data plane sets by itself, by what is attached and promoted.
+pub const KERNEL_FLAGS: u32 = flags::GENERIC | flags::PROMOTED;
+
 /// Most prefixes or tracked sources in one update.
 pub const BATCH: usize = 16_384;
+
+/// What all sources share: the malformed budget, and the first-seen budget of each region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// Nanoseconds one malformed frame costs; 0 admits none.
+    pub malformed_ns: u64,
+    /// Depth of the malformed budget in nanoseconds.
+    pub malformed_burst_ns: u64,
+    /// Of `CROWD4` and `CROWD6`, by region: newcomers drawn at a time, 1..=64, and nanoseconds one
+    /// of them costs; 0 ns switches the budget off.
+    pub first_seen: [[(u32, u64); REGIONS]; 2],
+}
 
 /// One change of the kernel's maps. Each is atomic for the packets that see it.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,8 +87,10 @@ pub enum Update {
     Track(Vec<(SourceKey, u32)>),
     /// Deletes tracked sources that are no longer configured.
     Untrack(Vec<SourceKey>),
-    /// Replaces `CONFIG.flags` by one store.
+    /// Replaces `CONFIG.flags` by one store, but for [`KERNEL_FLAGS`].
     Flags(u32),
+    /// Replaces the budgets, word by word. Not planned: they follow from the settings alone.
+    Budgets(Box<Budgets>),
     /// Raises `CONFIG.prefix_generation` by one.
     BumpGeneration,
     /// Lowers tracked debts of a slot to at most `level` after its burst was lowered. Must not

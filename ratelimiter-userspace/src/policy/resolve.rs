@@ -185,7 +185,8 @@ impl<'a> Layers<'a> {
 }
 
 /// The weaker of a mode and the agent's; off stays off.
-fn bounded(mode: Mode, agent: Mode) -> Mode {
+#[must_use]
+pub fn bounded(mode: Mode, agent: Mode) -> Mode {
     match CommonMode::from(mode).min(agent.into()) {
         CommonMode::Off => Mode::Off,
         CommonMode::Shadow => Mode::Shadow,

@@ -59,10 +59,10 @@ impl Default for Geometry {
 /// What compiling needs beside the document.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs {
-    /// The agent's mode: bounds every policy's.
+    /// The agent's mode: bounds every policy's, by the flag `ENFORCE`.
     pub mode: Mode,
-    /// Bits of `CONFIG.flags` that do not follow from the document: `MALFORMED_BUDGET`, `GENERIC`,
-    /// and `PREFIXES` while any source is promoted.
+    /// Bits of `CONFIG.flags` that follow neither from the document nor from what is attached and
+    /// promoted: `MALFORMED_BUDGET`.
     pub flags: u32,
     /// Table sizes.
     pub geometry: Geometry,
@@ -183,7 +183,8 @@ fn build(
     let v6_len = inputs.geometry.v6_prefix_len;
     let narrow = |prefix: &Prefix| is_narrow(prefix, v6_len);
     let targets = |client: Option<&Client>, segment: &str| {
-        kernel_limits(document, client, segment, inputs.mode)
+        // The agent's own mode is one flag, not part of every policy: to switch it is one store.
+        kernel_limits(document, client, segment, Mode::Enforce)
             .map(|limit| limit.and_then(|limit| limit.target()))
     };
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use ipnet::IpNet;
 use ratelimiter_common::quota::{MAX_WINDOW_NS, MIN_WINDOW_NS};
 use serde::de::{self, Deserializer, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -165,4 +166,31 @@ pub fn integral_option<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D
     #[derive(Deserialize)]
     struct Wrapper(#[serde(deserialize_with = "integral")] u64);
     Ok(Option::<Wrapper>::deserialize(d)?.map(|w| w.0))
+}
+/// A prefix whose text is named when it is none.
+struct NamedPrefix(IpNet);
+
+impl<'de> Deserialize<'de> for NamedPrefix {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map(Self).map_err(|_| {
+            de::Error::custom(format!(
+                "`{}` is not a prefix such as `192.0.2.0/24` or `2001:db8::/64`",
+                text.chars().take(64).collect::<String>().escape_debug()
+            ))
+        })
+    }
+}
+
+/// Reads a list of prefixes.
+///
+/// # Errors
+///
+/// The first text that is no prefix, by name.
+pub fn prefixes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<IpNet>, D::Error> {
+    let named = Vec::<NamedPrefix>::deserialize(deserializer)?;
+    Ok(named
+        .into_iter()
+        .map(|NamedPrefix(prefix)| prefix)
+        .collect())
 }

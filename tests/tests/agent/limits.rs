@@ -225,3 +225,56 @@ fn the_crowd_is_limited_explained_and_forgiven_in_both_families() {
         assert!((19.0..=20.0).contains(&tokens), "{tokens}");
     }
 }
+
+#[test]
+fn a_lowered_limit_hands_out_no_second_burst_in_the_crowd_and_to_a_client() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let agent = enforcing(&edge);
+    let rest = || tests::process::rest(std::time::Duration::from_millis(100));
+    let segment = |rate_limit, burst| json!({"limits": {"packets": limit(rate_limit, burst)}});
+    let client = |rate_limit, burst| client(rate_limit, burst);
+    for (path, body) in [
+        (
+            "/v1/segments/default",
+            &segment as &dyn Fn(u64, u64) -> Value,
+        ),
+        ("/v1/clients/alice", &client),
+    ] {
+        agent.put(path, &body(6, 600)).expect(201);
+        rest();
+        let passed = edge.pings(700);
+        assert!((598..=603).contains(&passed), "{path}: {passed} of 600");
+        // The first change lowers the burst, the second pushes the piece that had the large one out
+        // of the entry, the third shows that nothing is left of either.
+        for (rate_limit, burst) in [(6, 20), (5, 20), (6, 20)] {
+            agent.put(path, &body(rate_limit, burst)).expect(200);
+            rest();
+            let passed = edge.pings(30);
+            assert!(passed <= 1, "{path}: {passed} after a lowered burst");
+        }
+    }
+}
+
+#[test]
+fn shadow_and_enforce_are_switched_while_packets_come() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let mut agent = Setup::new()
+        .interface(EDGE)
+        .settings(SMALL)
+        .start(&edge.edge);
+    agent.put("/v1/clients/alice", &client(6, 20)).expect(201);
+    assert_eq!(edge.pings(60), 60);
+    let enforcing = |agent: &Agent<'_>, wanted: &str| {
+        let told = tests::process::holds_within(std::time::Duration::from_secs(5), || {
+            agent.get("/v1/status").json()["mode"] == wanted
+        });
+        assert!(told, "{}", agent.get("/v1/status").body);
+    };
+    agent.reconfigure(Setup::enforce);
+    agent.child().signal(libc::SIGHUP);
+    enforcing(&agent, "enforce");
+    // What was counted in shadow is owed: the switch hands out no burst.
+    assert!(edge.pings(30) <= 1);
+}

@@ -11,10 +11,9 @@ use crate::admin::{AdminError, Result};
 use crate::check::Checks;
 use crate::clock;
 use crate::config::statics::overlay;
-use crate::dataplane::{DataPlane, Error as PlaneError};
 use crate::policy::lookup::Lookup;
 use crate::policy::model::{Document, Mode};
-use crate::policy::plan::{Installed, plan};
+use crate::policy::plan::{Installed, KERNEL_FLAGS, plan};
 use crate::policy::set::{Compiled, Inputs, compile};
 use crate::policy::validate::Issue;
 
@@ -98,10 +97,12 @@ impl Core {
 
     /// Puts the kernel back to the policy in force, whatever half of another it has.
     pub(super) fn reinstall(&mut self) {
-        let again = read_back(self.plane.as_ref())
+        let again = self
+            .plane
+            .installed()
             .map_err(plane_error)
-            .and_then(|installed| {
-                self.installed = installed;
+            .and_then(|found| {
+                self.installed = known(found);
                 let next = self.in_force();
                 self.install(&next)
             })
@@ -118,8 +119,7 @@ impl Core {
 }
 
 /// What the kernel has, as the planner knows it.
-pub(super) fn read_back(plane: &dyn DataPlane) -> Result<Installed, PlaneError> {
-    let found = plane.installed()?;
+pub(super) fn known(found: crate::dataplane::Installed) -> Installed {
     let mut zones = Installed::default().zones;
     for (number, zone) in found.zones {
         if let Some(place) = zones.get_mut(number as usize) {
@@ -130,7 +130,7 @@ pub(super) fn read_back(plane: &dyn DataPlane) -> Result<Installed, PlaneError> 
     prefixes.sort_unstable_by_key(|(prefix, _)| *prefix);
     let mut tracked = found.tracked;
     tracked.sort_unstable_by_key(|(key, _)| *key);
-    Ok(Installed {
+    Installed {
         policies: found
             .policies
             .into_iter()
@@ -144,6 +144,6 @@ pub(super) fn read_back(plane: &dyn DataPlane) -> Result<Installed, PlaneError> 
             fine: found.fine,
         }),
         tracked: Arc::new(tracked),
-        flags: found.config.flags,
-    })
+        flags: found.config.flags & !KERNEL_FLAGS,
+    }
 }

@@ -13,7 +13,8 @@ use std::time::Duration;
 use self::answer::differences;
 use self::errors::invalid;
 pub(super) use self::errors::{plane_error, store_error};
-use self::install::read_back;
+use self::install::known;
+use super::estimate::estimate;
 use super::state::{Shared, Trial, View};
 use crate::admin::edit::object;
 use crate::admin::views::{Changed, EventKind};
@@ -23,7 +24,7 @@ use crate::clock;
 use crate::config::statics::overlay;
 use crate::dataplane::DataPlane;
 use crate::policy::model::{Document, Mode};
-use crate::policy::plan::Installed;
+use crate::policy::plan::{Budgets, Installed, Update};
 use crate::policy::set::{Compiled, Inputs, compile};
 use crate::store::{NewChange, Store};
 
@@ -56,6 +57,10 @@ pub(super) struct Parts {
     pub(super) confirm_within: Duration,
     pub(super) risky_percent: u8,
     pub(super) checks: Checks,
+    /// What the kernel holds.
+    pub(super) found: crate::dataplane::Installed,
+    /// What all sources share, where the kernel has it otherwise.
+    pub(super) budgets: Option<Budgets>,
 }
 
 impl Core {
@@ -69,7 +74,7 @@ impl Core {
             .map_err(store_error)?
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
-        let installed = read_back(parts.plane.as_ref()).map_err(plane_error)?;
+        let installed = known(parts.found);
         let fixed = Arc::new(parts.fixed);
         let document = Arc::new(overlay(&stored, &fixed));
         let mut inputs = parts.inputs;
@@ -82,6 +87,7 @@ impl Core {
             document: Arc::clone(&document),
             compiled: Arc::new(compiled),
             policies: Arc::new(installed.policies.clone()),
+            segments: installed.segments.clone(),
             trials: Vec::new(),
             mode: inputs.mode,
         };
@@ -103,6 +109,10 @@ impl Core {
         };
         // A trial that ended while nobody was there is taken back before anybody can see it.
         core.tick();
+        if let Some(budgets) = parts.budgets {
+            let update = Update::Budgets(Box::new(budgets));
+            core.plane.apply(&[update]).map_err(plane_error)?;
+        }
         let next = core.in_force();
         core.install(&next)?;
         // What was still to be clamped when an earlier agent died.
@@ -161,7 +171,11 @@ impl Core {
         if options.dry_run {
             // A change that could not be taken back is refused here as it would be in earnest.
             let trials: Vec<Trial> = self.trials.iter().cloned().chain(trial).collect();
-            self.leased(&edited, &Arc::new(next.1), &trials)?;
+            let next = Arc::new(next.1);
+            self.leased(&edited, &next, &trials)?;
+            let figured = self.shared.figured.load();
+            let (talkers, observed_s) = (&figured.talkers, figured.observed_s);
+            changed.traffic = Some(estimate(&self.compiled, &next, talkers, observed_s));
             return Ok(changed);
         }
         self.commit(edited, next, change, trial.clone())?;
@@ -342,6 +356,7 @@ impl Core {
             document: Arc::clone(&self.document),
             compiled: Arc::clone(&self.compiled),
             policies: Arc::new(self.installed.policies.clone()),
+            segments: self.installed.segments.clone(),
             trials: self.trials.clone(),
             mode: self.inputs.mode,
         }));

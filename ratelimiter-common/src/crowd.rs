@@ -123,13 +123,6 @@ pub const fn with_tat6(state: u64, tat: u64) -> u64 {
 pub trait Sign {
     /// All ones if the top bit of `x` is set, else zero.
     fn mask(x: u64) -> u64;
-
-    /// [`WAYS`]. The kernel program hides the number from LLVM where a loop must stay a loop.
-    #[inline(always)]
-    #[must_use]
-    fn ways() -> usize {
-        WAYS
-    }
 }
 
 /// [`Sign`] in plain Rust.
@@ -187,20 +180,50 @@ pub struct Place {
     pub matched: bool,
 }
 
+/// Does something for each way, written out: the kernel's verifier would follow a loop further than
+/// its end, where a CPU may speculate.
+macro_rules! each_way {
+    ($way:ident, $body:block) => {
+        each_way!(@ $way, $body, 0, 1, 2, 3, 4, 5, 6, 7)
+    };
+    (@ $way:ident, $body:block, $($number:literal),*) => {
+        $({
+            let $way: usize = $number;
+            $body
+        })*
+    };
+}
+const _: () = assert!(WAYS == 8);
+
 /// Finds `tag` among an IPv4 set's words, or else the victim, without a branch.
 #[inline(always)]
 #[must_use]
 pub fn search4<S: Sign>(words: &[u64; WAYS], tag: u64, now: u64, cap: u64, set_bits: u32) -> Place {
+    let scan = |way: usize| words.get(way).copied().unwrap_or_default();
+    search4_by::<S>(scan, tag, now, cap, set_bits)
+}
+
+/// [`search4`] of words that `scan` reads.
+#[inline(always)]
+#[must_use]
+pub fn search4_by<S: Sign>(
+    scan: impl Fn(usize) -> u64,
+    tag: u64,
+    now: u64,
+    cap: u64,
+    set_bits: u32,
+) -> Place {
     let mask = tat_mask(set_bits);
     let shift = tat_bits4(set_bits);
     let origin = now.wrapping_add(cap).wrapping_add(1);
     let mut best = u64::MAX >> 1;
-    for (way, word) in words.iter().enumerate() {
+    each_way!(way, {
+        let word = scan(way);
         // A match has rank zero, everything else one more than its own.
         let differs = !S::mask(((word >> shift) ^ tag).wrapping_sub(1));
         let order = ((word.wrapping_sub(origin) & mask) + 1) & differs;
         best = least::<S>(best, (order << 3) | way as u64);
-    }
+    });
     place(best)
 }
 
@@ -217,8 +240,7 @@ pub fn search6<S: Sign>(
     let origin = now.wrapping_add(cap).wrapping_add(1);
     let mut best = u64::MAX >> 1;
     let mut busy = 0;
-    let mut way = 0;
-    while way < S::ways() {
+    each_way!(way, {
         let (state, held) = scan(way);
         let other = held ^ key;
         // A busy way is changing hands: it is neither a match nor a victim.
@@ -227,8 +249,7 @@ pub fn search6<S: Sign>(
         let order = ((state.wrapping_sub(origin) & TAT6_MASK) + 1) & differs;
         busy |= state;
         best = least::<S>(best, (order << 3 | way as u64) | (taken >> 2));
-        way += 1;
-    }
+    });
     (place(best), busy & BUSY != 0)
 }
 

@@ -6,8 +6,9 @@
 //!
 //! Tunnels are not opened: the outer source is charged.
 
-use crate::abi::tracked::SourceKey;
-use crate::source;
+mod class;
+
+pub use class::{Address, Class, Subject, classify};
 
 /// Read access to a frame. Multi-byte reads are big-endian, `None` beyond the end.
 pub trait Bytes {
@@ -17,11 +18,16 @@ pub trait Bytes {
     fn half(&self, at: u32) -> Option<u16>;
     /// `N` words of four bytes at `at`.
     fn words<const N: usize>(&self, at: u32) -> Option<[u32; N]>;
-    /// [`Bytes::half`] inside a loop. The kernel's implementation keeps the compiler from hoisting
-    /// the comparison with the end, which the verifier would not understand.
+    /// The same frame, for reading at offsets that are not known when the program is compiled: the
+    /// kernel must read those in another way.
+    type Far: Bytes;
+    /// See [`Bytes::Far`].
+    fn far(&self) -> Self::Far;
+    /// Returns the place a packet is written to. The kernel's implementation finds it anew, where it
+    /// is rarely needed, rather than keeping it.
     #[inline(always)]
-    fn half_in_loop(&self, at: u32) -> Option<u16> {
-        self.half(at)
+    fn place<'a>(&self, packet: &'a mut Packet) -> &'a mut Packet {
+        packet
     }
     /// Returns `value`, which is at most `mask` (one less than a power of two). The kernel's
     /// implementation makes the verifier forget everything else about it, so that it follows one
@@ -33,6 +39,12 @@ pub trait Bytes {
 }
 
 impl Bytes for &[u8] {
+    type Far = Self;
+
+    fn far(&self) -> Self {
+        self
+    }
+
     fn length(&self) -> u32 {
         self.len() as u32
     }
@@ -75,6 +87,7 @@ pub enum Kind {
 
 /// What the parser found. Three words, so that it crosses a call in the kernel in whole ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(C)]
 pub struct Packet {
     /// Source address, host order: IPv4 in `low`, IPv6 in both. Zero unless the class is an IP
     /// version.
@@ -92,6 +105,7 @@ const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERNET_HEADER: u32 = 14;
+const IPV4_HEADER: u32 = 20;
 const TCP_HEADER: u32 = 20;
 /// The same in the units of fragment offsets.
 const TCP_HEADER_UNITS: u32 = 3;
@@ -119,9 +133,32 @@ impl Packet {
         }
     }
 
+    /// What is no packet at all.
+    pub const MALFORMED: Self = Self::of(Kind::Malformed);
+
     #[inline(always)]
     const fn of(class: Kind) -> Self {
         Self::new(class, NO_PROTOCOL, 0, 0, 0)
+    }
+
+    /// Kind, protocol, SYN and transport bytes in one word, for [`Packet::from_parts`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn facts(&self) -> u64 {
+        self.facts
+    }
+
+    /// The word of [`Packet::facts`], for whoever writes a packet word by word.
+    #[inline(always)]
+    pub const fn facts_mut(&mut self) -> &mut u64 {
+        &mut self.facts
+    }
+
+    /// Puts a packet together again from its three words.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_parts(high: u64, low: u64, facts: u64) -> Self {
+        Self { high, low, facts }
     }
 
     /// What the frame is.
@@ -194,15 +231,19 @@ impl Packet {
 #[inline(always)]
 #[must_use]
 pub fn parse<B: Bytes>(bytes: &B) -> Packet {
+    let mut packet = Packet::MALFORMED;
+    parse_into(bytes, &mut packet);
+    packet
+}
+
+/// [`parse`] to a place that holds [`Packet::MALFORMED`].
+#[inline(always)]
+pub fn parse_into<B: Bytes>(bytes: &B, packet: &mut Packet) {
     match bytes.half(12) {
-        Some(ETHERTYPE_IPV4) => ipv4(bytes, ETHERNET_HEADER),
-        Some(ETHERTYPE_IPV6) => ipv6(bytes, ETHERNET_HEADER),
-        Some(other) => {
-            let mut packet = Packet::of(Kind::Malformed);
-            not_plain_ip(bytes, other, &mut packet);
-            packet
-        }
-        None => Packet::of(Kind::Malformed),
+        Some(ETHERTYPE_IPV4) => *packet = ipv4(bytes, ETHERNET_HEADER),
+        Some(ETHERTYPE_IPV6) => *packet = ipv6(bytes, ETHERNET_HEADER, packet),
+        Some(other) => not_plain_ip(&bytes.far(), other, bytes.place(packet)),
+        None => {}
     }
 }
 
@@ -228,7 +269,7 @@ fn not_plain_ip<B: Bytes>(bytes: &B, first: u16, packet: &mut Packet) {
     let at = bytes.forget(at, 0x3f);
     *packet = match ethertype {
         ETHERTYPE_IPV4 => ipv4(bytes, at),
-        ETHERTYPE_IPV6 => ipv6(bytes, at),
+        ETHERTYPE_IPV6 => ipv6(bytes, at, packet),
         ETHERTYPE_ARP => Packet::of(Kind::Control),
         deeper if is_tag(deeper) => return,
         _ => Packet::of(Kind::NonIp),
@@ -243,12 +284,11 @@ fn ipv4<B: Bytes>(bytes: &B, at: u32) -> Packet {
     };
     let header = (w0 >> 22) & 0x3c;
     let total = w0 & 0xffff;
-    if w0 >> 28 != 4 || header < 20 || total < header || at + total > bytes.length() {
+    if w0 >> 28 != 4 || header < IPV4_HEADER || total < header || at + total > bytes.length() {
         return malformed;
     }
     let protocol = (w2 >> 16) as u8;
     let transport_bytes = total - header;
-    let transport = at + header;
     let packet = Packet::new(Kind::V4, protocol, 0, u64::from(source), transport_bytes);
     let more = w1 & 0x2000 != 0;
     let offset = w1 & 0x1fff;
@@ -260,19 +300,34 @@ fn ipv4<B: Bytes>(bytes: &B, at: u32) -> Packet {
             packet
         };
     }
-    ports(
-        bytes,
-        packet,
-        protocol,
-        transport,
-        transport_bytes,
-        !more,
-        true,
-    )
+    if header == IPV4_HEADER {
+        let transport = at + IPV4_HEADER;
+        ports(
+            bytes,
+            packet,
+            protocol,
+            transport,
+            transport_bytes,
+            !more,
+            true,
+        )
+    } else {
+        let far = bytes.far();
+        ports(
+            &far,
+            packet,
+            protocol,
+            at + header,
+            transport_bytes,
+            !more,
+            true,
+        )
+    }
 }
 
+/// `place` is where extension headers may be walked in.
 #[inline(always)]
-fn ipv6<B: Bytes>(bytes: &B, at: u32) -> Packet {
+fn ipv6<B: Bytes>(bytes: &B, at: u32, place: &mut Packet) -> Packet {
     let malformed = Packet::of(Kind::Malformed);
     let Some([w0, w1, s0, s1, s2, s3]) = bytes.words::<6>(at) else {
         return malformed;
@@ -297,9 +352,10 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32) -> Packet {
             }
         }
         HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HIP | SHIM6 => {
-            let mut packet = packet;
-            if extensions(bytes, &mut packet, transport, w1 as u8) {
-                packet
+            let place = bytes.place(place);
+            *place = packet;
+            if extensions(&bytes.far(), place, transport, w1 as u8) {
+                *place
             } else {
                 malformed
             }
@@ -328,23 +384,21 @@ fn extensions<B: Bytes>(bytes: &B, packet: &mut Packet, at: u32, hop_limit: u8) 
                 if kind == HOP_BY_HOP && seen != 0 {
                     return false;
                 }
-                let Some(head) = bytes.half_in_loop(at) else {
+                let Some(head) = bytes.half(at) else {
                     return false;
                 };
                 kind = (head >> 8) as u8;
                 (u32::from(head & 0xff) + 1) * 8
             }
             AUTHENTICATION => {
-                let Some(head) = bytes.half_in_loop(at) else {
+                let Some(head) = bytes.half(at) else {
                     return false;
                 };
                 kind = (head >> 8) as u8;
                 (u32::from(head & 0xff) + 2) * 4
             }
             FRAGMENT => {
-                let (Some(head), Some(field)) =
-                    (bytes.half_in_loop(at), bytes.half_in_loop(at + 2))
-                else {
+                let (Some(head), Some(field)) = (bytes.half(at), bytes.half(at + 2)) else {
                     return false;
                 };
                 kind = (head >> 8) as u8;
@@ -445,69 +499,5 @@ fn is_neighbour_discovery<B: Bytes>(bytes: &B, at: u32, left: u32, hop_limit: u8
     match bytes.half(at) {
         Some(head) => head as u8 == 0 && (head >> 8).wrapping_sub(133) < 5,
         None => false,
-    }
-}
-
-/// An IP packet that is subject to limits, in full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Subject {
-    /// Key of the source's bucket.
-    pub key: SourceKey,
-    /// The source address, for prefixes.
-    pub address: Address,
-    /// Protocol number of the last header seen.
-    pub protocol: u8,
-    /// Whether this is a TCP segment with SYN and without ACK.
-    pub opens_connection: bool,
-}
-
-/// Where a packet came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Address {
-    /// IPv4, host order.
-    V4(u32),
-    /// IPv6, host order: the first 64 bits, then the last.
-    V6(u64, u64),
-}
-
-/// What kind of frame this is, with the key of its source.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// Neither IP nor ARP.
-    NonIp,
-    /// ARP, neighbour discovery or DHCP.
-    Control,
-    /// Broken, truncated, too deeply nested, or from a source no host may have.
-    Malformed,
-    /// A packet to be judged.
-    Packet(Subject),
-}
-
-/// Parses a frame and finds its key, as the kernel program does. `v6_mask` is
-/// [`crate::abi::config::Config::v6_mask`].
-#[must_use]
-pub fn classify(frame: &[u8], v6_mask: u64) -> Class {
-    let packet = parse(&frame);
-    let (key, address) = match packet.kind() {
-        Kind::NonIp => return Class::NonIp,
-        Kind::Control => return Class::Control,
-        Kind::Malformed => return Class::Malformed,
-        Kind::V4 => (
-            Some(source::v4(packet.low as u32)),
-            Address::V4(packet.low as u32),
-        ),
-        Kind::V6 => (
-            source::v6(packet.high, packet.low, v6_mask),
-            Address::V6(packet.high, packet.low),
-        ),
-    };
-    match key {
-        None => Class::Malformed,
-        Some(key) => Class::Packet(Subject {
-            key,
-            address,
-            protocol: packet.protocol(),
-            opens_connection: packet.syn(),
-        }),
     }
 }

@@ -107,13 +107,56 @@ pub(crate) fn forget(value: u32, noise: u64) -> u32 {
     value as u32
 }
 
-/// The number of kernel units, known to the verifier and not to LLVM: a loop up to it stays a loop,
-/// small and without spills.
+/// [`forget`] for a word of 64 bits.
 #[inline(always)]
-pub(crate) fn every_unit() -> usize {
-    let units: u64;
-    // SAFETY: loads a constant.
-    unsafe { asm!("{units} = 3", units = out(reg) units, options(pure, nomem, nostack)) };
-    const _: () = assert!(ratelimiter_common::quota::KERNEL_UNITS == 3);
-    units as usize
+pub(crate) fn forget64(value: u64, noise: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: as `forget`.
+    unsafe {
+        asm!(
+            "{zero} = {noise}",
+            "{zero} ^= {noise}",
+            "{value} += {zero}",
+            zero = out(reg) _,
+            noise = in(reg) noise,
+            value = inout(reg) value,
+            options(pure, nomem, nostack),
+        );
+    }
+    value
 }
+
+/// Ends speculation: the verifier, and the CPU, follow a mispredicted loop no further than here.
+///
+/// Without CAP_PERFMON the verifier walks the paths a CPU may speculate into, and in a loop whose end
+/// it knows there is one more per round, for ever. Behind a first write to a stack slot it puts a
+/// barrier, and stops there. The barrier costs some nanoseconds, so it stands where a loop goes round
+/// again, and not under a condition: that would be speculated past.
+#[inline(always)]
+pub(crate) fn fence() {
+    let mut slot = core::mem::MaybeUninit::<u64>::uninit();
+    // SAFETY: the slot is ours.
+    unsafe { slot.as_mut_ptr().write_volatile(0) };
+}
+
+/// Does something for each kernel unit, written out three times: the verifier guards a pointer that
+/// moves by what a register holds with one mask per instruction, and refuses to find another limit
+/// there the next time round a loop. `break 'label` goes on to the next unit.
+macro_rules! each_unit {
+    ($label:lifetime, $unit:ident, $body:block) => {
+        $label: {
+            let $unit: usize = 0;
+            $body
+        }
+        $label: {
+            let $unit: usize = 1;
+            $body
+        }
+        $label: {
+            let $unit: usize = 2;
+            $body
+        }
+    };
+}
+const _: () = assert!(ratelimiter_common::quota::KERNEL_UNITS == 3);
+pub(crate) use each_unit;

@@ -8,7 +8,6 @@
 #![feature(asm_experimental_arch)]
 #![allow(dead_code)]
 
-mod arrival;
 mod atomic;
 mod bucket;
 mod clock;
@@ -18,23 +17,28 @@ mod crowd6;
 mod events;
 mod first_seen;
 mod limit;
+mod lookup;
 mod maps;
 mod outcome;
 mod packet;
 mod policy;
+mod rebind;
+mod scratch;
 mod tracked;
 
 use aya_ebpf::bindings::xdp_action;
 use aya_ebpf::btf_maps::LruHashMap;
+use aya_ebpf::helpers::generated::{bpf_map_lookup_elem, bpf_map_update_elem};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
+use ratelimiter_common::abi::counters::UnitCache;
 use ratelimiter_common::crowd::debt;
 use ratelimiter_common::parse::{Kind, parse};
-use ratelimiter_common::verdict::Verdict;
+use ratelimiter_common::verdict::{Reason, Verdict};
 
-use arrival::ONE;
-use maps::CPU;
+use outcome::Outcome;
 use packet::Frame;
+use scratch::ONE;
 
 /// The rival: one TAT by address.
 #[btf_map]
@@ -55,17 +59,19 @@ struct Generator {
 const V4_AT: usize = 42;
 const V6_AT: usize = 62;
 
-/// Returns the next source. `start` is the frame's: read once, because the verifier forgets what
-/// was compared with the end when the start is read again.
+/// Where the source lies that varies: the IPv4 address, the second half of the /64's top in IPv6.
+const SOURCE_AT: usize = 26;
+
+/// Writes the next source; `at` is where the generator is kept.
 #[inline(always)]
-unsafe fn next(ctx: &XdpContext, start: usize, at: usize) -> Option<u32> {
-    let generator = start + at;
-    if generator + size_of::<Generator>() > ctx.data_end() {
-        return None;
+fn generate(ctx: &XdpContext, at: usize) -> bool {
+    let start = ctx.data();
+    if start + at + size_of::<Generator>() > ctx.data_end() {
+        return false;
     }
-    let generator = generator as *mut Generator;
-    // SAFETY: compared with the end above.
+    // SAFETY: compared with the end above, which lies behind the source too.
     unsafe {
+        let generator = (start + at) as *mut Generator;
         let counter = (*generator).counter;
         (*generator).counter = counter + 1;
         let mask = (*generator).mask;
@@ -74,34 +80,20 @@ unsafe fn next(ctx: &XdpContext, start: usize, at: usize) -> Option<u32> {
         } else {
             (counter.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 36) as u32 & mask
         };
-        Some((*generator).base.wrapping_add(varied))
+        let source = (*generator).base.wrapping_add(varied);
+        ((start + SOURCE_AT) as *mut u32).write_unaligned(source.to_be());
     }
+    true
 }
 
 #[inline(always)]
 fn generate4(ctx: &XdpContext) -> bool {
-    // SAFETY: `next` compares with the end, which lies behind the source address.
-    unsafe {
-        let start = ctx.data();
-        let Some(source) = next(ctx, start, V4_AT) else {
-            return false;
-        };
-        ((start + 26) as *mut u32).write_unaligned(source.to_be());
-    }
-    true
+    generate(ctx, V4_AT)
 }
 
 #[inline(always)]
 fn generate6(ctx: &XdpContext) -> bool {
-    // SAFETY: as `generate4`.
-    unsafe {
-        let start = ctx.data();
-        let Some(source) = next(ctx, start, V6_AT) else {
-            return false;
-        };
-        ((start + 26) as *mut u32).write_unaligned(source.to_be());
-    }
-    true
+    generate(ctx, V6_AT)
 }
 
 /// Drops everything: what a packet costs at least.
@@ -126,7 +118,11 @@ fn parser(ctx: XdpContext) -> u32 {
     if !generate4(&ctx) {
         return xdp_action::XDP_ABORTED;
     }
-    let packet = parse(&Frame::of(&ctx));
+    let Some(cpu) = lookup::cpu() else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: this CPU's map value.
+    let packet = unsafe { parse(&Frame::of(&ctx, cpu)) };
     if matches!(packet.kind(), Kind::V4) && packet.low != 0 {
         xdp_action::XDP_DROP
     } else {
@@ -167,35 +163,41 @@ fn rival(ctx: XdpContext) -> u32 {
     if !generate4(&ctx) {
         return xdp_action::XDP_ABORTED;
     }
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+    let Some(cpu) = lookup::cpu() else {
         return xdp_action::XDP_ABORTED;
     };
     // SAFETY: map values live while the program runs.
     unsafe {
         clock::tick(cpu);
-        let packet = parse(&Frame::of(&ctx));
+        let packet = parse(&Frame::of(&ctx, cpu));
         if !matches!(packet.kind(), Kind::V4) {
             return xdp_action::XDP_ABORTED;
         }
         let cache = policy::zone_cache(cpu, 0);
-        let unit =
-            (&raw const (*cache).unit).cast::<ratelimiter_common::abi::counters::UnitCache>();
+        let unit = (&raw const (*cache).unit).cast::<UnitCache>();
         let (now, burst, cap) = ((*unit).now, (*unit).burst, (*unit).cap);
-        let Some(word) = RIVAL.get_ptr_mut(packet.low) else {
-            let first = now.wrapping_add(ONE);
-            let _ = RIVAL.insert(packet.low, first, 0);
-            return xdp_action::XDP_PASS;
-        };
-        let tat = atomic::load(word);
-        let after = debt(tat, now, cap, u64::MAX) + ONE;
-        if after > burst {
-            return xdp_action::XDP_DROP;
-        }
-        if atomic::swap_if(word, tat, now.wrapping_add(after)) {
-            xdp_action::XDP_PASS
+        let key = &raw mut (*scratch::of(cpu)).source;
+        key.write_volatile(packet.low);
+        let map = (&raw const RIVAL).cast_mut().cast();
+        let word: *mut u64 = bpf_map_lookup_elem(map, key.cast()).cast();
+        let conforms = if word.is_null() {
+            let first = &raw mut (*scratch::arrival(cpu)).hash;
+            first.write_volatile(now.wrapping_add(ONE));
+            bpf_map_update_elem(map, key.cast(), first.cast(), 0);
+            true
         } else {
-            xdp_action::XDP_DROP
-        }
+            let tat = atomic::load(word);
+            let after = debt(tat, now, cap, u64::MAX) + ONE;
+            after <= burst && atomic::swap_if(word, tat, now.wrapping_add(after))
+        };
+        let (reason, verdict, action) = if conforms {
+            (Reason::Conforming, Verdict::Pass, xdp_action::XDP_PASS)
+        } else {
+            (Reason::OverPackets, Verdict::Drop, xdp_action::XDP_DROP)
+        };
+        let bytes = atomic::load(&raw const (*scratch::arrival(cpu)).bytes);
+        counters::count(cpu, Outcome::plain(reason), verdict, bytes);
+        action
     }
 }
 

@@ -1,45 +1,58 @@
 //! The one exit: every packet is counted here, once, and now and then sampled.
 
-use aya_ebpf::helpers::bpf_get_prandom_u32;
-use ratelimiter_common::abi::counters::{CpuState, SAMPLE_SLOTS, Sample};
+use core::mem::offset_of;
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
+use ratelimiter_common::abi::config::SEGMENTS;
+use ratelimiter_common::abi::counters::{Count, CpuState, SAMPLE_SLOTS, Sample, SegmentCount};
+use ratelimiter_common::parse::Kind;
 use ratelimiter_common::verdict::{REASONS, Verdict};
 
-use crate::events;
-use crate::maps::{CPU, SAMPLES};
+use crate::atomic::forget;
+use crate::maps::SAMPLES;
 use crate::outcome::Outcome;
-
-/// What a sample tells. Numbers only, no padding: it crosses a call.
-#[repr(C)]
-pub struct Seen {
-    pub(crate) key: u64,
-    pub(crate) bytes: u64,
-    pub(crate) outcome: u64,
-    /// Verdict, family, protocol, flags: one byte each, from the lowest.
-    pub(crate) small: u64,
-}
+use crate::scratch::{self, Arrival};
+use crate::{events, lookup};
 
 /// Counts a packet and its bytes.
 #[inline(always)]
 pub(crate) unsafe fn count(cpu: *mut CpuState, outcome: Outcome, verdict: Verdict, bytes: u64) {
     // SAFETY: `cpu` is this CPU's map value; indices are masked.
     unsafe {
-        let reason = outcome.reason() as usize & (REASONS - 1);
-        let count = &raw mut (*cpu).counts[reason][verdict as usize & 1];
+        // One unknown offset, not a sum of known ones: see `atomic::each_unit`.
+        let place = (outcome.reason() << 1) as u32 | verdict as u32;
+        let place = forget(place, bytes) as usize & (2 * REASONS - 1);
+        let count: *mut Count = (&raw mut (*cpu).counts).cast::<Count>().add(place);
         (*count).packets += 1;
         (*count).bytes += bytes;
         if let Some(segment) = outcome.segment() {
-            let segment = &raw mut (*cpu).segments[segment as usize & 63];
-            if !outcome.refuses() {
-                (*segment).conforming += 1;
-                (*segment).conforming_bytes += bytes;
+            let which = if !outcome.refuses() {
+                0
             } else if matches!(verdict, Verdict::Drop) {
-                (*segment).dropped += 1;
+                2
             } else {
-                (*segment).shadowed += 1;
+                1
+            };
+            let place = (segment << 2) as u32 | which;
+            let place = forget(place, bytes) as usize & (4 * SEGMENTS - 1);
+            let counter: *mut u64 = (&raw mut (*cpu).segments).cast::<u64>().add(place);
+            *counter += 1;
+            if !outcome.refuses() {
+                *counter.add(CONFORMING_BYTES) += bytes;
             }
         }
     }
 }
+
+/// Where [`SegmentCount::conforming_bytes`] lies, in words behind `conforming`.
+const CONFORMING_BYTES: usize = 3;
+const _: () = assert!(
+    offset_of!(SegmentCount, conforming) == 0
+        && offset_of!(SegmentCount, shadowed) == 8
+        && offset_of!(SegmentCount, dropped) == 16
+        && offset_of!(SegmentCount, conforming_bytes) == 8 * CONFORMING_BYTES
+        && size_of::<SegmentCount>() == 32
+);
 
 /// Counts down to the next sample; true when it is due.
 #[inline(always)]
@@ -57,14 +70,11 @@ pub(crate) unsafe fn sample_is_due(cpu: *mut CpuState) -> bool {
 /// source's packets.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sample(seen: *const Seen) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+pub extern "C" fn sample(outcome: u64, verdict: u32) -> u32 {
+    let Some(cpu) = lookup::cpu() else {
         return 0;
     };
-    if seen.is_null() {
-        return 0;
-    }
-    // SAFETY: not null, so it is on the caller's stack.
+    // SAFETY: this CPU's map value.
     unsafe {
         let weight = (*cpu).sample_weight;
         // 63 of 64 values, drawn again by folding the last one to the middle.
@@ -72,13 +82,14 @@ pub extern "C" fn sample(seen: *const Seen) -> u32 {
         let next = if random == 0 { 32 } else { random };
         (*cpu).sample_left = next;
         (*cpu).sample_weight = next;
-        let Some(ring) = SAMPLES.get_ptr_mut(aya_ebpf::helpers::bpf_get_smp_processor_id()) else {
+        let Some(ring) = lookup::element(&SAMPLES, scratch::of(cpu), bpf_get_smp_processor_id())
+        else {
             return 0;
         };
         let head = (*ring).head;
         let place = &raw mut (*ring).samples[head as usize & (SAMPLE_SLOTS - 1)];
         let weight = if weight == 0 { 1 } else { weight };
-        place.write(describe(cpu, seen, weight));
+        place.write(describe(cpu, Outcome(outcome), verdict, weight));
         // The reader takes the head last of all and discards what may have been overwritten.
         (&raw mut (*ring).head).write_volatile(head + 1);
         0
@@ -87,26 +98,32 @@ pub extern "C" fn sample(seen: *const Seen) -> u32 {
 
 /// Puts a sample together.
 #[inline(always)]
-pub(crate) unsafe fn describe(cpu: *mut CpuState, seen: *const Seen, weight: u32) -> Sample {
+unsafe fn describe(cpu: *mut CpuState, outcome: Outcome, verdict: u32, weight: u32) -> Sample {
     // SAFETY: as `sample`.
     unsafe {
-        let outcome = Outcome((*seen).outcome);
+        let arrival = scratch::arrival(cpu);
+        let packet = Arrival::packet(arrival);
+        let family = match packet.kind() {
+            Kind::V4 => 4,
+            Kind::V6 => 6,
+            _ => 0,
+        };
         Sample {
-            key: (*seen).key,
+            key: (*arrival).key,
             at_ns: (*cpu).now_ns,
             slot: outcome.slot(),
-            bytes: (*seen).bytes as u32,
+            bytes: (*arrival).bytes as u32,
             weight: weight as u16,
-            verdict: (*seen).small as u8,
+            verdict: verdict as u8,
             reason: outcome.reason() as u8,
-            family: ((*seen).small >> 8) as u8,
-            protocol: ((*seen).small >> 16) as u8,
+            family,
+            protocol: packet.protocol(),
             zone: if outcome.segment().is_some() {
                 outcome.zone() as u8
             } else {
                 255
             },
-            flags: ((*seen).small >> 24) as u8,
+            flags: packet.syn() as u8,
         }
     }
 }
@@ -121,17 +138,14 @@ pub(crate) unsafe fn event_is_due(cpu: *mut CpuState, verdict: Verdict) -> bool 
 /// See [`event_is_due`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn event(seen: *const Seen) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+pub extern "C" fn event(outcome: u64, verdict: u32) -> u32 {
+    let Some(cpu) = lookup::cpu() else {
         return 0;
     };
-    if seen.is_null() {
-        return 0;
-    }
     // SAFETY: as `sample`.
     unsafe {
         (*cpu).event_jiffies = (*cpu).jiffies;
-        events::send(describe(cpu, seen, 1));
+        events::send(describe(cpu, Outcome(outcome), verdict, 1));
     }
     0
 }

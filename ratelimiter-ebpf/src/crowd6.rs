@@ -6,24 +6,42 @@
 //! the TAT and whatever lowers it raises the version. A source without a way waits while any way of
 //! its set is busy: the way might be becoming its own.
 
-use ratelimiter_common::abi::counters::UnitCache;
+use ratelimiter_common::abi::counters::{CpuState, UnitCache};
 use ratelimiter_common::abi::crowd::{BUSY, TAT6_MASK, WAYS, Way6};
 use ratelimiter_common::crowd::{charged6, debt, home6, lowered6, search6};
 
-use crate::arrival::{Arrival, ONE};
-use crate::atomic;
-use crate::bucket::{Look, Shift, TRIES, Table, charge_zone, cost, state, unit_cache};
-use crate::maps::{CPU, CROWD6};
+use crate::atomic::fence;
+use crate::bucket::{Shift, Table, charge_zone, cost, fits, look_of, state, unit_cache};
+use crate::maps::CROWD6;
+use crate::scratch::{self, ONE};
+use crate::{atomic, lookup};
 
 /// Times a source without a way looks again while some way of its set is busy.
 const BUSY_TRIES: u32 = 8;
 
-/// Finds the set of a permuted key: its index and its first way.
+/// Finds the set of this CPU's packet, and its index.
 #[inline(always)]
-unsafe fn set_of(cache: *const UnitCache, hash: u64) -> (u32, Option<*mut Way6>) {
-    // SAFETY: `cache` is live.
-    let index = unsafe { (*cache).base6 + (hash as u32 & (*cache).mask6) };
-    (index, CROWD6.get_ptr_mut(index).map(<*mut _>::cast))
+unsafe fn set_of(cpu: *mut CpuState, cache: *const UnitCache) -> (u32, Option<*mut Way6>) {
+    // SAFETY: live map values.
+    unsafe {
+        let (_, hash) = source_of(cpu);
+        let index = (*cache).base6 + (hash as u32 & (*cache).mask6);
+        let set = lookup::element(&CROWD6, scratch::of(cpu), index);
+        (index, set.map(<*mut _>::cast))
+    }
+}
+
+/// The packet's key, and that under the bijection.
+#[inline(always)]
+unsafe fn source_of(cpu: *mut CpuState) -> (u64, u64) {
+    // SAFETY: a live map value.
+    unsafe {
+        let arrival = scratch::arrival(cpu);
+        (
+            atomic::load(&raw const (*arrival).key),
+            atomic::load(&raw const (*arrival).hash),
+        )
+    }
 }
 
 #[inline(always)]
@@ -41,22 +59,19 @@ unsafe fn key_of(way: *mut Way6) -> u64 {
 /// Finds the source's way, or the victim's, and works out the state after the charge.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn look6(arrival: *const Arrival, unit: u32, out: *mut Look) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+pub extern "C" fn look6(unit: u32) -> u32 {
+    let Some(cpu) = lookup::cpu() else {
         return state::CHANGED;
     };
-    if arrival.is_null() || out.is_null() {
-        return state::CHANGED;
-    }
-    // SAFETY: not null, so both are on the caller's stack; ways are masked, so cells lie inside the
-    // set.
+    // SAFETY: this CPU's map value; ways are masked, so cells lie inside the set.
     unsafe {
-        let cache = unit_cache(cpu, arrival, unit);
-        let cost = cost(arrival, unit);
-        let (key, hash) = ((*arrival).key, (*arrival).hash);
-        let (index, Some(set)) = set_of(cache, hash) else {
+        let cache = unit_cache(cpu, unit);
+        let (index, Some(set)) = set_of(cpu, cache) else {
             return state::CHANGED;
         };
+        let cost = cost(cpu, unit);
+        let out = look_of(cpu, unit);
+        let (key, hash) = source_of(cpu);
         let (now, burst, cap) = ((*cache).now, (*cache).burst, (*cache).cap);
         let mut tries = 0;
         while tries < BUSY_TRIES {
@@ -69,6 +84,7 @@ pub extern "C" fn look6(arrival: *const Arrival, unit: u32, out: *mut Look) -> u
                 let scan = |n: usize| (atomic::load(state_of(set.add(n))), key_of(set.add(n)));
                 let (place, busy) = search6::<Shift>(scan, key, now, cap);
                 if !place.matched && busy {
+                    fence();
                     continue;
                 }
                 way = place.way & (WAYS - 1);
@@ -76,6 +92,7 @@ pub extern "C" fn look6(arrival: *const Arrival, unit: u32, out: *mut Look) -> u
                 word = atomic::load(cell);
                 own = key_of(set.add(way)) == key;
                 if own != place.matched || word & BUSY != 0 {
+                    fence();
                     continue;
                 }
             }
@@ -89,14 +106,12 @@ pub extern "C" fn look6(arrival: *const Arrival, unit: u32, out: *mut Look) -> u
                 }
                 return state::OVER;
             }
-            *out = Look {
-                set: index,
-                way: way as u32,
-                word,
-                next: charged6(word, now.wrapping_add(after)),
-                own: own as u64,
-            };
-            return state::FITS;
+            (*out).set = index;
+            (*out).way = way as u32;
+            (*out).word = word;
+            (*out).next = charged6(word, now.wrapping_add(after));
+            (*out).own = own as u64;
+            return fits(own);
         }
         state::CHANGED
     }
@@ -106,13 +121,14 @@ pub extern "C" fn look6(arrival: *const Arrival, unit: u32, out: *mut Look) -> u
 /// the state first.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn commit6(look: *const Look, key: u64) -> u32 {
-    if look.is_null() {
+pub extern "C" fn commit6(unit: u32) -> u32 {
+    let Some(cpu) = lookup::cpu() else {
         return 0;
-    }
-    // SAFETY: not null, so it is on the caller's stack; the way is masked.
+    };
+    // SAFETY: this CPU's map value; the way is masked.
     unsafe {
-        let Some(set) = CROWD6.get_ptr_mut((*look).set) else {
+        let look = look_of(cpu, unit);
+        let Some(set) = lookup::element(&CROWD6, scratch::of(cpu), (*look).set) else {
             return 0;
         };
         let way = set.cast::<Way6>().add((*look).way as usize & (WAYS - 1));
@@ -123,6 +139,7 @@ pub extern "C" fn commit6(look: *const Look, key: u64) -> u32 {
         if !atomic::swap_if(state_of(way), word, word | BUSY) {
             return 0;
         }
+        let (key, _) = source_of(cpu);
         (&raw mut (*way).key).write_volatile(key);
         // A full barrier: whoever sees the new state sees the new key.
         atomic::store(state_of(way), next);
@@ -133,15 +150,15 @@ pub extern "C" fn commit6(look: *const Look, key: u64) -> u32 {
 /// Finds the source's own way: its state's cell and the state.
 #[inline(always)]
 pub(crate) unsafe fn find_own(
+    cpu: *mut CpuState,
     cache: *const UnitCache,
-    key: u64,
-    hash: u64,
 ) -> Option<(*mut u64, u64)> {
     // SAFETY: as `look6`.
     unsafe {
-        let (_, Some(set)) = set_of(cache, hash) else {
+        let (_, Some(set)) = set_of(cpu, cache) else {
             return None;
         };
+        let (key, hash) = source_of(cpu);
         let mut n = 0;
         while n < WAYS {
             let way = set.add((n ^ home6(hash)) & (WAYS - 1));
@@ -150,6 +167,7 @@ pub(crate) unsafe fn find_own(
                 return Some((state_of(way), word));
             }
             n += 1;
+            fence();
         }
         None
     }
@@ -174,45 +192,13 @@ pub(crate) unsafe fn owed(cache: *const UnitCache, word: u64) -> u64 {
     unsafe { debt(word, (*cache).now, (*cache).cap, TAT6_MASK) }
 }
 
-/// Gives back what the arrival was charged in a unit. After the last try the charge stands.
+/// Judges an IPv6 packet of the crowd: every case but the common one.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn give_back6(arrival: *const Arrival, unit: u32) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
-        return 0;
-    };
-    if arrival.is_null() {
-        return 0;
-    }
-    // SAFETY: not null, so it is on the caller's stack.
-    unsafe {
-        let cache = unit_cache(cpu, arrival, unit);
-        let mut tries = 0;
-        while tries < TRIES {
-            tries += 1;
-            let Some((cell, word)) = find_own(cache, (*arrival).key, (*arrival).hash) else {
-                return 0;
-            };
-            let owed = owed(cache, word).saturating_sub(cost(arrival, unit));
-            if lower_debt(cache, cell, word, owed) {
-                return 1;
-            }
-        }
-    }
-    0
-}
-
-/// Judges an IPv6 arrival of the crowd: every case but the common one.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn judge6(arrival: *mut Arrival) -> u64 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
-        return 0;
-    };
-    // SAFETY: what is not null is on the caller's stack.
-    match unsafe { arrival.as_mut() } {
-        // SAFETY: `cpu` is this CPU's map value.
-        Some(arrival) => unsafe { charge_zone(Table::Crowd6, cpu, arrival) },
+pub extern "C" fn judge6() -> u64 {
+    match lookup::cpu() {
+        // SAFETY: this CPU's map value.
+        Some(cpu) => unsafe { charge_zone(Table::Crowd6, cpu) },
         None => 0,
     }
 }
@@ -220,12 +206,13 @@ pub extern "C" fn judge6(arrival: *mut Arrival) -> u64 {
 /// The common case: packets only, the source in its home way, no contention. `None` asks for
 /// [`judge6`].
 #[inline(always)]
-pub(crate) unsafe fn charge_home(cache: *const UnitCache, key: u64, hash: u64) -> Option<bool> {
+pub(crate) unsafe fn charge_home(cpu: *mut CpuState, cache: *const UnitCache) -> Option<bool> {
     // SAFETY: as `look6`.
     unsafe {
-        let (_, Some(set)) = set_of(cache, hash) else {
+        let (_, Some(set)) = set_of(cpu, cache) else {
             return None;
         };
+        let (key, hash) = source_of(cpu);
         let (now, burst) = ((*cache).now, (*cache).burst);
         let way = set.add(home6(hash) & (WAYS - 1));
         let cell = state_of(way);

@@ -7,7 +7,7 @@ use crate::maps::EVENTS;
 /// Hands one sample to whoever listens.
 #[inline(always)]
 pub(crate) fn send(sample: Sample) {
-    if let Some(mut entry) = EVENTS.reserve(0) {
+    if let Some(mut entry) = EVENTS.reserve_untyped::<Sample>(0) {
         entry.write(sample);
         entry.submit(0);
     }

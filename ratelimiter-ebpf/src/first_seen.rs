@@ -1,43 +1,39 @@
 //! Budgets all CPUs share: newcomers to the crowd, and malformed frames.
 
-use ratelimiter_common::abi::config::{REGIONS, ZONES as ZONE_COUNT};
+use ratelimiter_common::abi::config::{REGIONS, Region, ZONES as ZONE_COUNT};
+use ratelimiter_common::abi::counters::CpuState;
 use ratelimiter_common::abi::crowd::{BUDGET_MALFORMED, BUDGET_V4, BUDGET_V6, FIRST_SEEN_DEPTH_NS};
 use ratelimiter_common::abi::policy::{NO_REGION, Zone};
 use ratelimiter_common::gcra::{Decision, decide};
 
-use crate::arrival::Arrival;
-use crate::atomic;
+use crate::atomic::fence;
 use crate::bucket::TRIES;
-use crate::maps::{BUDGETS, CONFIG, CPU, ZONES};
+use crate::maps::{BUDGETS, ZONES};
+use crate::scratch;
+use crate::{atomic, lookup};
 
-/// Takes one newcomer from this CPU's share of the zone's budget, drawing anew when it is used up.
-#[inline(always)]
-pub(crate) fn admit(arrival: &Arrival) -> bool {
-    admit_newcomer(arrival.zone as u32, arrival.family as u32) != 0
-}
-
-/// See [`admit`]. The budget is that of the first region the zone has.
+/// Takes one newcomer from this CPU's share of the zone's budget, drawing anew when it is used up; 0
+/// when it is spent. The budget is that of the first region the zone has.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn admit_newcomer(zone: u32, family: u32) -> u32 {
-    let zone = zone & (ZONE_COUNT as u32 - 1);
-    let (Some(cpu), Some(config)) = (CPU.get_ptr_mut(0), CONFIG.get_ptr(0)) else {
+pub extern "C" fn admit_newcomer() -> u32 {
+    let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
         return 0;
     };
     // SAFETY: map values live while the program runs; zone and region are masked.
     unsafe {
+        let arrival = scratch::arrival(cpu);
+        let zone = (*arrival).zone as u32 & (ZONE_COUNT as u32 - 1);
+        // 0 for IPv4, 1 for IPv6: what belongs to the one lies right before what belongs to the other.
+        let family = ((*arrival).packet.facts() >> 1) as usize & 1;
         let cache = &raw mut (*cpu).zones[zone as usize];
-        let left = if family == 4 {
-            &raw mut (*cache).newcomers4
-        } else {
-            &raw mut (*cache).newcomers6
-        };
+        let left = (&raw mut (*cache).newcomers4).add(family);
         let have = *left;
         if have != 0 {
             *left = have - 1;
             return 1;
         }
-        let Some(zone) = ZONES.get_ptr(zone) else {
+        let Some(zone) = lookup::element(&ZONES, scratch::of(cpu), zone) else {
             return 0;
         };
         let zone: Zone = zone.read_volatile();
@@ -50,11 +46,9 @@ pub extern "C" fn admit_newcomer(zone: u32, family: u32) -> u32 {
             connections
         };
         let region = region as usize & (REGIONS - 1);
-        let (geometry, budget) = if family == 4 {
-            (&raw const (*config).regions4[region], BUDGET_V4)
-        } else {
-            (&raw const (*config).regions6[region], BUDGET_V6)
-        };
+        let regions: *const Region = (&raw const (*config).regions4).cast();
+        let geometry = regions.add(REGIONS * family + region);
+        let budget = BUDGET_V4 + (BUDGET_V6 - BUDGET_V4) * family as u32;
         let each_ns = (*geometry).first_seen_ns;
         let draw = (*geometry).draw & 127;
         let draw = if draw == 0 { 1 } else { draw };
@@ -66,7 +60,7 @@ pub extern "C" fn admit_newcomer(zone: u32, family: u32) -> u32 {
             } else {
                 FIRST_SEEN_DEPTH_NS
             };
-            if !take(budget + region as u32, (*cpu).now_ns, cost_ns, depth_ns) {
+            if !take(cpu, budget + region as u32, cost_ns, depth_ns) {
                 return 0;
             }
         }
@@ -77,9 +71,13 @@ pub extern "C" fn admit_newcomer(zone: u32, family: u32) -> u32 {
 
 /// Takes `cost_ns` from a shared bucket; false when it is spent, or after the last try.
 #[inline(always)]
-unsafe fn take(index: u32, now_ns: u64, cost_ns: u64, depth_ns: u64) -> bool {
-    let Some(bucket) = BUDGETS.get_ptr_mut(index) else {
-        return false;
+unsafe fn take(cpu: *mut CpuState, index: u32, cost_ns: u64, depth_ns: u64) -> bool {
+    // SAFETY: `cpu` is this CPU's map value.
+    let (bucket, now_ns) = unsafe {
+        let Some(bucket) = lookup::element(&BUDGETS, scratch::of(cpu), index) else {
+            return false;
+        };
+        (bucket, (*cpu).now_ns)
     };
     let mut tries = 0;
     while tries < TRIES {
@@ -94,6 +92,7 @@ unsafe fn take(index: u32, now_ns: u64, cost_ns: u64, depth_ns: u64) -> bool {
             if atomic::swap_if(cell, word, tat) {
                 return true;
             }
+            fence();
         }
     }
     false
@@ -103,13 +102,13 @@ unsafe fn take(index: u32, now_ns: u64, cost_ns: u64, depth_ns: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn admit_malformed() -> u32 {
-    let (Some(cpu), Some(config)) = (CPU.get_ptr_mut(0), CONFIG.get_ptr(0)) else {
+    let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
         return 0;
     };
     // SAFETY: map values live while the program runs.
     unsafe {
         let each_ns = (*config).malformed_ns;
         let depth_ns = (*config).malformed_burst_ns;
-        (each_ns != 0 && take(BUDGET_MALFORMED, (*cpu).now_ns, each_ns, depth_ns)) as u32
+        (each_ns != 0 && take(cpu, BUDGET_MALFORMED, each_ns, depth_ns)) as u32
     }
 }

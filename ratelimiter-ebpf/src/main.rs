@@ -5,7 +5,6 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
-mod arrival;
 mod atomic;
 mod bucket;
 mod clock;
@@ -15,11 +14,14 @@ mod crowd6;
 mod events;
 mod first_seen;
 mod limit;
+mod lookup;
 mod maps;
 mod merge;
 mod outcome;
 mod packet;
 mod policy;
+mod rebind;
+mod scratch;
 mod tracked;
 
 use aya_ebpf::bindings::xdp_action;

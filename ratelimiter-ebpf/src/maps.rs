@@ -7,7 +7,7 @@ use aya_ebpf::macros::btf_map;
 use ratelimiter_common::abi::config::{
     COARSE_ENTRIES, Coarse, Config, FINE_WORDS, PROMOTED_WORDS, SEGMENTS, ZONES as ZONE_COUNT,
 };
-use ratelimiter_common::abi::counters::{CpuState, Sample, SampleRing};
+use ratelimiter_common::abi::counters::{CpuState, SampleRing};
 use ratelimiter_common::abi::crowd::{BUDGETS as BUDGET_COUNT, Set4, Set6, SharedBucket};
 use ratelimiter_common::abi::names::default_entries;
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixWords, Zone};
@@ -87,7 +87,7 @@ pub(crate) static CPU: PerCpuArray<CpuState, 1> = PerCpuArray::new();
 #[btf_map]
 pub(crate) static SAMPLES: Array<SampleRing, { default_entries::CPUS as usize }, MMAPABLE> =
     Array::new();
-/// Sampled drops, for people who watch.
+/// Sampled drops, for people who watch: one `Sample` each. Not named as the value, because libbpf
+/// takes a ring buffer to have none.
 #[btf_map]
-pub(crate) static EVENTS: RingBuf<Sample, { default_entries::EVENT_BYTES as usize }> =
-    RingBuf::new();
+pub(crate) static EVENTS: RingBuf<(), { default_entries::EVENT_BYTES as usize }> = RingBuf::new();

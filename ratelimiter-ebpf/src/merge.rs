@@ -5,28 +5,30 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::XdpContext;
 use ratelimiter_common::abi::config::{PROMOTED_WORDS, ZONES as ZONE_COUNT};
-use ratelimiter_common::abi::counters::{CpuState, UnitCache};
+use ratelimiter_common::abi::counters::{CpuState, UnitCache, ZoneCache};
 use ratelimiter_common::abi::merge::{MAGIC, MAX_OPS, MergeHeader, MergeOp, op, result};
-use ratelimiter_common::abi::policy::PolicyEntry;
 use ratelimiter_common::abi::tracked::{CROWD, LIMITED, SLOT_MASK, TAT_BITS, Tracked, binding};
 use ratelimiter_common::crowd::debt;
+use ratelimiter_common::parse::Packet;
 use ratelimiter_common::perm::{perm32, perm64};
 use ratelimiter_common::quota::KERNEL_UNITS;
 use ratelimiter_common::source;
 
-use crate::arrival::Arrival;
-use crate::atomic::{self, every_unit};
-use crate::bucket::{Look, TRIES, state};
-use crate::maps::{CONFIG, CPU, PROMOTED, TRACKED};
-use crate::policy::{self, entry};
-use crate::tracked::{ONE_TO_ONE, STATE_MASK, TAT_MASK, pack, read_clocks, read_entry, scaled};
-use crate::{crowd4, crowd6};
+use crate::atomic::{self, each_unit, fence};
+use crate::bucket::{TRIES, cost, state};
+use crate::maps::PROMOTED;
+use crate::policy::{self, entry_at, place_of};
+use crate::scratch::{self, Arrival, UNIT_SLOTS, put};
+use crate::tracked::{
+    ONE_TO_ONE, STATE_MASK, TAT_MASK, cell, clock_of, pack, read_clocks, read_entry, scaled,
+};
+use crate::{crowd4, crowd6, lookup};
 
 /// Runs a batch; false if the frame is none.
 #[inline(always)]
 pub(crate) fn merge(ctx: &XdpContext) -> bool {
     let (start, end) = (ctx.data(), ctx.data_end());
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+    let Some(cpu) = lookup::cpu() else {
         return false;
     };
     if start + size_of::<MergeHeader>() > end {
@@ -67,23 +69,20 @@ pub(crate) fn merge(ctx: &XdpContext) -> bool {
         }
         at += size_of::<MergeOp>();
         n += 1;
+        fence();
     }
     true
 }
 
-/// A tracked source's policy and where its clocks were worked out.
+/// A tracked source's policy: its tag and the limited units, whose clocks are now in the scratch.
 #[inline(always)]
-unsafe fn bound(
-    cpu: *mut CpuState,
-    tracked: *mut Tracked,
-) -> Option<(*const PolicyEntry, u32, *mut UnitCache)> {
+unsafe fn bound(cpu: *mut CpuState, tracked: *mut Tracked) -> Option<(u32, u32)> {
     // SAFETY: live map values.
     unsafe {
-        let bound = atomic::load(&raw const (*tracked).binding);
-        let policy = entry(bound as u32 & SLOT_MASK)?;
-        let clocks: *mut UnitCache = (&raw mut (*cpu).scratch[0]).cast();
-        let (limited, _) = read_entry(cpu, tracked, policy, clocks);
-        Some((policy, limited, clocks))
+        let slot = atomic::load(&raw const (*tracked).binding) as u32 & SLOT_MASK;
+        let place = place_of(cpu, slot);
+        let tag = (*entry_at(cpu, place)?).tag;
+        Some((tag, read_entry(cpu, tracked, place) & 0xff))
     }
 }
 
@@ -113,7 +112,7 @@ const fn unscaled(value: u64, scale: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn change(op: *mut MergeOp) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+    let Some(cpu) = lookup::cpu() else {
         return result::REFUSED;
     };
     // SAFETY: what is not null is on the caller's stack; units are bounded.
@@ -121,19 +120,18 @@ pub extern "C" fn change(op: *mut MergeOp) -> u32 {
         let Some(op) = op.as_mut() else {
             return result::REFUSED;
         };
-        let Some(tracked) = TRACKED.get_ptr_mut(op.key) else {
+        let Some(tracked) = lookup::tracked(scratch::of(cpu), op.key) else {
             return result::ABSENT;
         };
-        let Some((policy, limited, clocks)) = bound(cpu, tracked) else {
+        let Some((tag, limited)) = bound(cpu, tracked) else {
             return result::REFUSED;
         };
         let unit = op.unit as usize;
         if unit >= KERNEL_UNITS || limited >> unit & 1 == 0 {
             return result::REFUSED;
         }
-        let clock = clocks.add(unit);
-        let cell = (&raw mut (*tracked).tats).cast::<u64>().add(unit);
-        let tag = (*policy).tag;
+        let clock = clock_of(cpu, unit);
+        let cell = cell(tracked, unit);
         let configured = (*tracked).cost_scale as u64;
         let part = if configured < ONE_TO_ONE {
             ONE_TO_ONE
@@ -167,44 +165,62 @@ pub extern "C" fn change(op: *mut MergeOp) -> u32 {
                 op.level = unscaled(next, part);
                 return result::DONE;
             }
+            fence();
         }
         result::CONTENDED
     }
 }
 
-/// The arrival a crowd operation stands for: the source of `key`, in `zone`.
+/// Puts the packet a crowd operation stands for into the scratch: from the source of `key`, in
+/// `zone`, costing nothing.
 #[inline(always)]
-unsafe fn arrival_of(op: &MergeOp, zone: u32) -> Option<Arrival> {
-    let config = CONFIG.get_ptr(0)?;
-    // SAFETY: a live map value.
-    let hash = unsafe {
-        if op.family == 4 {
+unsafe fn arrive(cpu: *mut CpuState, op: &MergeOp, zone: u32) -> Option<*mut Arrival> {
+    let config = lookup::config()?;
+    // SAFETY: live map values.
+    unsafe {
+        let hash = if op.family == 4 {
             perm32(&(*config).perm, op.key as u32) as u64
         } else {
             perm64(&(*config).perm, op.key)
+        };
+        let arrival = scratch::arrival(cpu);
+        put(&raw mut (*arrival).key, op.key);
+        put(&raw mut (*arrival).hash, hash);
+        put(
+            &raw mut (*arrival).packet,
+            Packet::from_parts(0, 0, op.family as u64),
+        );
+        put(
+            &raw mut (*arrival).zone,
+            zone as u64 & (ZONE_COUNT as u64 - 1),
+        );
+        for cost in &mut (*arrival).costs {
+            put(cost, 0);
         }
-    };
-    Some(Arrival {
-        key: op.key,
-        high: 0,
-        low: 0,
-        hash,
-        family: op.family as u64,
-        zone: zone as u64 & (ZONE_COUNT as u64 - 1),
-        costs: [0; KERNEL_UNITS],
-    })
+        Some(arrival)
+    }
 }
 
-/// What a source owes in a unit of its zone; `None` if it has no word there.
+/// The clock and geometry of a unit of a zone.
 #[inline(always)]
-unsafe fn crowd_debt(cache: *const UnitCache, arrival: &Arrival) -> Option<u64> {
-    // SAFETY: `cache` is a live map value.
+unsafe fn zone_unit(zone: *const ZoneCache, unit: usize) -> *const UnitCache {
+    // SAFETY: a live map value, and behind the units lies more of it.
     unsafe {
-        if arrival.family == 4 {
-            let (_, word) = crowd4::find_own(cache, arrival.hash as u32)?;
+        let units: *const UnitCache = (&raw const (*zone).unit).cast();
+        units.add(unit & (UNIT_SLOTS - 1))
+    }
+}
+
+/// What the packet's source owes in a unit of its zone; `None` if it has no word there.
+#[inline(always)]
+unsafe fn crowd_debt(cpu: *mut CpuState, cache: *const UnitCache) -> Option<u64> {
+    // SAFETY: live map values.
+    unsafe {
+        if Arrival::is_v4(scratch::arrival(cpu)) {
+            let (_, word) = crowd4::find_own(cpu, cache)?;
             Some(crowd4::owed(cache, word))
         } else {
-            let (_, word) = crowd6::find_own(cache, arrival.key, arrival.hash)?;
+            let (_, word) = crowd6::find_own(cpu, cache)?;
             Some(crowd6::owed(cache, word))
         }
     }
@@ -214,7 +230,7 @@ unsafe fn crowd_debt(cache: *const UnitCache, arrival: &Arrival) -> Option<u64> 
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn change_crowd(op: *mut MergeOp) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+    let Some(cpu) = lookup::cpu() else {
         return result::REFUSED;
     };
     // SAFETY: what is not null is on the caller's stack; units are bounded.
@@ -222,26 +238,26 @@ pub extern "C" fn change_crowd(op: *mut MergeOp) -> u32 {
         let Some(op) = op.as_mut() else {
             return result::REFUSED;
         };
-        let Some(arrival) = arrival_of(op, op.slot) else {
+        let Some(arrival) = arrive(cpu, op, op.slot) else {
             return result::REFUSED;
         };
-        let zone = policy::zone_cache(cpu, arrival.zone);
+        let zone = policy::zone_cache(cpu, (*arrival).zone);
         let unit = op.unit as usize;
         if unit >= KERNEL_UNITS || (*zone).units >> unit & 1 == 0 {
             return result::REFUSED;
         }
-        let cache: *const UnitCache = (&raw const (*zone).unit).cast::<UnitCache>().add(unit);
+        let cache = zone_unit(zone, unit);
         let mut tries = 0;
         while tries < TRIES {
             tries += 1;
-            let done = if arrival.family == 4 {
-                let Some((cell, word)) = crowd4::find_own(cache, arrival.hash as u32) else {
+            let done = if Arrival::is_v4(arrival) {
+                let Some((cell, word)) = crowd4::find_own(cpu, cache) else {
                     return result::ABSENT;
                 };
                 op.level = crowd4::owed(cache, word);
-                op.op == op::READ || crowd4::set_debt(cache, arrival.hash as u32, cell, word, 0)
+                op.op == op::READ || crowd4::set_debt(cpu, cache, cell, word, 0)
             } else {
-                let Some((cell, word)) = crowd6::find_own(cache, arrival.key, arrival.hash) else {
+                let Some((cell, word)) = crowd6::find_own(cpu, cache) else {
                     return result::ABSENT;
                 };
                 op.level = crowd6::owed(cache, word);
@@ -250,6 +266,7 @@ pub extern "C" fn change_crowd(op: *mut MergeOp) -> u32 {
             if done {
                 return result::DONE;
             }
+            fence();
         }
         result::CONTENDED
     }
@@ -259,13 +276,24 @@ pub extern "C" fn change_crowd(op: *mut MergeOp) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn insert(key: u64, slot: u32, generation: u32) -> u32 {
-    let fresh = Tracked {
-        binding: binding(slot, LIMITED, generation),
-        ..Tracked::default()
+    let Some(cpu) = lookup::cpu() else {
+        return result::REFUSED;
     };
-    match TRACKED.insert(key, fresh, BPF_NOEXIST as u64) {
-        Ok(()) => result::DONE,
-        Err(_) => result::REFUSED,
+    // SAFETY: this CPU's map value.
+    unsafe {
+        let fresh: *mut u64 = (&raw mut (*scratch::of(cpu)).fresh).cast();
+        let mut word = 1;
+        while word < size_of::<Tracked>() / 8 {
+            put(fresh.add(word), 0);
+            word += 1;
+            fence();
+        }
+        put(fresh, binding(slot, LIMITED, generation));
+        if lookup::insert(scratch::of(cpu), key, BPF_NOEXIST as u64) {
+            result::DONE
+        } else {
+            result::REFUSED
+        }
     }
 }
 
@@ -274,7 +302,7 @@ pub extern "C" fn insert(key: u64, slot: u32, generation: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn promote(op: *mut MergeOp) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+    let Some(cpu) = lookup::cpu() else {
         return result::REFUSED;
     };
     // SAFETY: what is not null is on the caller's stack.
@@ -282,59 +310,58 @@ pub extern "C" fn promote(op: *mut MergeOp) -> u32 {
         let Some(op) = op.as_mut() else {
             return result::REFUSED;
         };
-        let Some(policy) = entry(op.slot) else {
+        let place = place_of(cpu, op.slot);
+        let Some(policy) = entry_at(cpu, place) else {
             return result::REFUSED;
         };
-        let Some(arrival) = arrival_of(op, op.unit) else {
+        let tag = (*policy).tag;
+        let Some(arrival) = arrive(cpu, op, op.unit) else {
             return result::REFUSED;
         };
-        let zone = policy::zone_cache(cpu, arrival.zone);
-        let clocks: *mut UnitCache = (&raw mut (*cpu).scratch[0]).cast();
-        let (limited, _) = read_clocks(cpu, policy, 8, clocks);
+        let zone = policy::zone_cache(cpu, (*arrival).zone);
+        let limited = read_clocks(place, 8) & 0xff;
         if insert(op.key, op.slot, op.generation) != result::DONE {
             return result::REFUSED;
         }
-        let Some(tracked) = TRACKED.get_ptr_mut(op.key) else {
+        let Some(tracked) = lookup::tracked(scratch::of(cpu), op.key) else {
             return result::REFUSED;
         };
         // Twice: what is charged in the crowd until the bit is seen must not be forgiven.
         let mut round = 0;
         while round < 2 {
-            let mut next = 0;
-            while next < every_unit() {
-                let unit = next;
-                next += 1;
+            each_unit!('unit, unit, {
                 if limited >> unit & 1 == 0 || (*zone).units >> unit & 1 == 0 {
-                    continue;
+                    break 'unit;
                 }
-                let cache: *const UnitCache =
-                    (&raw const (*zone).unit).cast::<UnitCache>().add(unit);
-                let Some(was) = crowd_debt(cache, &arrival) else {
-                    continue;
+                let Some(was) = crowd_debt(cpu, zone_unit(zone, unit)) else {
+                    break 'unit;
                 };
-                let clock = clocks.add(unit);
-                let cell = (&raw mut (*tracked).tats).cast::<u64>().add(unit);
+                let clock = clock_of(cpu, unit);
+                let cell = cell(tracked, unit);
                 let mut tries = 0;
                 while tries < TRIES {
                     tries += 1;
                     let word = atomic::load(cell);
-                    let tat = pack((*policy).tag, (*clock).now.wrapping_add(was));
-                    let more = match owed(word, (*policy).tag, clock) {
+                    let tat = pack(tag, (*clock).now.wrapping_add(was));
+                    let more = match owed(word, tag, clock) {
                         Some(owed) => was > owed,
                         None => true,
                     };
                     if !more || atomic::swap_if(cell, word, tat) {
                         break;
                     }
+                    fence();
                 }
-            }
+            });
             if round == 0 {
                 let bit = source::promoted_bit(op.key);
-                if let Some(word) = PROMOTED.get_ptr_mut((bit >> 6) & (PROMOTED_WORDS - 1)) {
+                let word = (bit >> 6) & (PROMOTED_WORDS - 1);
+                if let Some(word) = lookup::element(&PROMOTED, scratch::of(cpu), word) {
                     atomic::or(word, 1 << (bit & 63));
                 }
             }
             round += 1;
+            fence();
         }
         result::DONE
     }
@@ -345,7 +372,7 @@ pub extern "C" fn promote(op: *mut MergeOp) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn demote(op: *mut MergeOp) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+    let Some(cpu) = lookup::cpu() else {
         return result::REFUSED;
     };
     // SAFETY: what is not null is on the caller's stack.
@@ -353,32 +380,28 @@ pub extern "C" fn demote(op: *mut MergeOp) -> u32 {
         let Some(op) = op.as_mut() else {
             return result::REFUSED;
         };
-        let Some(tracked) = TRACKED.get_ptr_mut(op.key) else {
+        let Some(tracked) = lookup::tracked(scratch::of(cpu), op.key) else {
             return result::ABSENT;
         };
-        let Some((policy, limited, clocks)) = bound(cpu, tracked) else {
+        let Some((tag, limited)) = bound(cpu, tracked) else {
             return result::REFUSED;
         };
-        let Some(mut arrival) = arrival_of(op, op.slot) else {
+        let Some(arrival) = arrive(cpu, op, op.slot) else {
             return result::REFUSED;
         };
-        let mut next = 0;
-        while next < every_unit() {
-            let unit = next;
-            next += 1;
-            let cell = (&raw const (*tracked).tats).cast::<u64>().add(unit);
-            let clock = clocks.add(unit);
+        each_unit!('unit, unit, {
+            let clock = clock_of(cpu, unit);
             if limited >> unit & 1 == 0 {
-                continue;
+                break 'unit;
             }
-            let Some(owed) = owed(atomic::load(cell), (*policy).tag, clock) else {
+            let Some(owed) = owed(atomic::load(cell(tracked, unit)), tag, clock) else {
                 return result::CONTENDED;
             };
             if owed > (*clock).burst {
                 return result::REFUSED;
             }
-            arrival.costs.as_mut_ptr().add(unit).write(owed);
-        }
+            put(&raw mut (*arrival).costs[unit & (UNIT_SLOTS - 1)], owed);
+        });
         let old = atomic::load(&raw const (*tracked).binding);
         if old as u32 & STATE_MASK != LIMITED {
             return result::REFUSED;
@@ -387,60 +410,54 @@ pub extern "C" fn demote(op: *mut MergeOp) -> u32 {
         if !atomic::swap_if(&raw mut (*tracked).binding, old, gone) {
             return result::CONTENDED;
         }
-        if settle(&raw mut arrival) != result::DONE {
+        if settle() != result::DONE {
             // Nowhere to put the debt: stay.
             atomic::store(&raw mut (*tracked).binding, old);
             return result::REFUSED;
         }
-        let _ = TRACKED.remove(op.key);
+        lookup::remove(scratch::of(cpu), op.key);
         result::DONE
     }
 }
 
-/// Writes the debts in `costs` to the crowd: onto the source's own words, or in a victim's place.
+/// Writes the debts in the packet's costs to the crowd: onto the source's own words, or in a victim's
+/// place.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn settle(arrival: *mut Arrival) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+pub extern "C" fn settle() -> u32 {
+    let Some(cpu) = lookup::cpu() else {
         return result::REFUSED;
     };
-    // SAFETY: what is not null is on the caller's stack.
+    // SAFETY: this CPU's map value.
     unsafe {
-        let Some(arrival) = arrival.as_mut() else {
-            return result::REFUSED;
-        };
-        let zone = policy::zone_cache(cpu, arrival.zone);
-        let mut look = Look::default();
-        let mut next = 0;
-        while next < every_unit() {
-            let unit = next;
-            next += 1;
-            let owed = *arrival.costs.as_ptr().add(unit);
+        let arrival = scratch::arrival(cpu);
+        let v4 = Arrival::is_v4(arrival);
+        let zone = policy::zone_cache(cpu, (*arrival).zone);
+        each_unit!('unit, unit, {
+            let owed = cost(cpu, unit as u32);
             if owed == 0 || (*zone).units >> unit & 1 == 0 {
-                continue;
+                break 'unit;
             }
-            let cache: *const UnitCache = (&raw const (*zone).unit).cast::<UnitCache>().add(unit);
-            let have = crowd_debt(cache, arrival).unwrap_or(0);
+            let have = crowd_debt(cpu, zone_unit(zone, unit)).unwrap_or(0);
             if have >= owed {
-                continue;
+                break 'unit;
             }
-            arrival.costs.as_mut_ptr().add(unit).write(owed - have);
-            let v4 = arrival.family == 4;
+            put(&raw mut (*arrival).costs[unit & (UNIT_SLOTS - 1)], owed - have);
             let found = if v4 {
-                crowd4::look4(arrival, unit as u32, &raw mut look)
+                crowd4::look4(unit as u32)
             } else {
-                crowd6::look6(arrival, unit as u32, &raw mut look)
+                crowd6::look6(unit as u32)
             };
-            let placed = found == state::FITS
+            let placed = found & state::FITS != 0
                 && if v4 {
-                    crowd4::commit(&raw const look)
+                    crowd4::commit4(unit as u32) != 0
                 } else {
-                    crowd6::commit6(&raw const look, arrival.key) != 0
+                    crowd6::commit6(unit as u32) != 0
                 };
             if !placed {
                 return result::REFUSED;
             }
-        }
+        });
         result::DONE
     }
 }
@@ -450,7 +467,7 @@ pub extern "C" fn settle(arrival: *mut Arrival) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn scale(op: *mut MergeOp) -> u32 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+    let Some(cpu) = lookup::cpu() else {
         return result::REFUSED;
     };
     // SAFETY: what is not null is on the caller's stack.
@@ -458,40 +475,37 @@ pub extern "C" fn scale(op: *mut MergeOp) -> u32 {
         let Some(op) = op.as_mut() else {
             return result::REFUSED;
         };
-        let Some(tracked) = TRACKED.get_ptr_mut(op.key) else {
+        let Some(tracked) = lookup::tracked(scratch::of(cpu), op.key) else {
             return result::ABSENT;
         };
         if op.level < ONE_TO_ONE || op.level > u32::MAX as u64 {
             return result::REFUSED;
         }
-        let Some((policy, limited, clocks)) = bound(cpu, tracked) else {
+        let Some((tag, limited)) = bound(cpu, tracked) else {
             return result::REFUSED;
         };
         let had = (*tracked).cost_scale as u64;
         let old = if had < ONE_TO_ONE { ONE_TO_ONE } else { had };
         (&raw mut (*tracked).cost_scale).write_volatile(op.level as u32);
-        let mut next = 0;
-        while next < every_unit() {
-            let unit = next;
-            next += 1;
-            let cell = (&raw mut (*tracked).tats).cast::<u64>().add(unit);
-            let clock = clocks.add(unit);
+        each_unit!('unit, unit, {
+            let cell = cell(tracked, unit);
+            let clock = clock_of(cpu, unit);
             if limited >> unit & 1 == 0 {
-                continue;
+                break 'unit;
             }
             let word = atomic::load(cell);
-            let Some(owed) = owed(word, (*policy).tag, clock) else {
-                continue;
+            let Some(owed) = owed(word, tag, clock) else {
+                break 'unit;
             };
             if owed == 0 {
-                continue;
+                break 'unit;
             }
             let whole = (owed / old).wrapping_mul(op.level);
             let part = (owed % old).wrapping_mul(op.level) / old;
             let tat = (*clock).now.wrapping_add(whole.wrapping_add(part));
             // A charge in between is repriced with the next one: at most one packet per CPU.
-            atomic::swap_if(cell, word, pack((*policy).tag, tat));
-        }
+            atomic::swap_if(cell, word, pack(tag, tat));
+        });
         result::DONE
     }
 }

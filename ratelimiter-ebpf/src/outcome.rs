@@ -68,6 +68,12 @@ impl Outcome {
         REFUSING >> (self.reason() & 15) & 1 != 0
     }
 
+    /// Whether somebody else was faster.
+    #[inline(always)]
+    pub(crate) const fn is_contended(self) -> bool {
+        self.reason() == Reason::Contended as u64
+    }
+
     /// What becomes of the packet. `enforce` is the agent's own mode.
     #[inline(always)]
     pub(crate) const fn verdict(self, enforce: bool) -> Verdict {

@@ -1,22 +1,61 @@
 //! Which policy a packet falls under, and what its clocks read now.
 
-use aya_ebpf::btf_maps::lpm_trie::Key;
+use core::mem::offset_of;
+
 use ratelimiter_common::abi::config::{REGIONS, SEGMENTS, ZONES as ZONE_COUNT};
 use ratelimiter_common::abi::counters::{CpuState, ZoneCache};
 use ratelimiter_common::abi::crowd::{CAP_SLACK_NS, MAX_COST};
 use ratelimiter_common::abi::policy::{MAX_PARENTS, NO_REGION, PolicyEntry, Zone, action};
-use ratelimiter_common::quota::KERNEL_UNITS;
-use ratelimiter_common::vclock::NEVER;
+use ratelimiter_common::vclock::{NEVER, PIECES, Piece, SegmentPiece};
 use ratelimiter_common::verdict::Mode;
 
-use crate::arrival::Arrival;
+use crate::atomic::{self, each_unit, fence};
+use crate::lookup;
 use crate::maps::{
-    CONFIG, CPU, POLICIES, POLICY_INDEX, PREFIXES4, PREFIXES6, SEGMENT_CLOCKS, SEGMENT_INDEX, ZONES,
+    POLICIES, POLICY_INDEX, PREFIXES4, PREFIXES6, SEGMENT_CLOCKS, SEGMENT_INDEX, ZONES,
 };
 use crate::outcome::Outcome;
+use crate::scratch::{self, Arrival, put};
 
 /// [`ZoneCache::units`] of a zone without a policy.
 pub(crate) const NO_POLICY: u32 = 1 << 31;
+
+/// A piece of a clock; what it begins with is the time from which it holds.
+pub(crate) trait Dated {}
+impl Dated for Piece {}
+impl Dated for SegmentPiece {}
+const _: () = assert!(offset_of!(Piece, from_ns) == 0 && offset_of!(SegmentPiece, from_ns) == 0);
+
+/// The last piece that has begun at `now_ns`, else the first: `UnitClock::piece`, with an offset of
+/// which the verifier knows the bounds only (see [`atomic::each_unit`]).
+///
+/// # Safety
+///
+/// `pieces` lies in a live map value.
+#[inline(always)]
+pub(crate) unsafe fn in_force<P: Dated>(
+    pieces: *const [P; PIECES],
+    now_ns: u64,
+) -> Option<*const P> {
+    let first: *const P = pieces.cast();
+    // SAFETY: every piece begins with a `u64`; the index is compared with the last one.
+    unsafe {
+        let has_begun = |piece: usize| first.add(piece).cast::<u64>().read() <= now_ns;
+        let index = if has_begun(2) {
+            2
+        } else if has_begun(1) {
+            1
+        } else {
+            0
+        };
+        let index = atomic::forget(index, now_ns) as usize;
+        if index < PIECES {
+            Some(first.add(index))
+        } else {
+            None
+        }
+    }
+}
 
 /// Returns segment time at the CPU's clock.
 #[inline(always)]
@@ -37,19 +76,28 @@ pub(crate) unsafe fn segment_ns(cpu: *mut CpuState, segment: u32) -> u64 {
 #[inline(never)]
 pub extern "C" fn refresh_segment(segment: u32) -> u64 {
     let segment = segment & (SEGMENTS as u32 - 1);
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+    let Some(cpu) = lookup::cpu() else {
         return 0;
     };
     // SAFETY: map values live while the program runs; the index is masked; clocks are immutable.
     unsafe {
         let now_ns = (*cpu).now_ns;
-        let clock = SEGMENT_INDEX
-            .get_ptr(segment)
-            .and_then(|index| SEGMENT_CLOCKS.get_ptr(index.read_volatile()));
+        let scratch = scratch::of(cpu);
+        let clock = lookup::element(&SEGMENT_INDEX, scratch, segment)
+            .and_then(|index| lookup::element(&SEGMENT_CLOCKS, scratch, index.read_volatile()));
         let time = &raw mut (*cpu).segment_times[segment as usize];
         // A segment without a clock runs on real time.
         let segment_ns = match clock {
-            Some(clock) if (*clock).pieces[0].speed.mult != 0 => (*clock).at(now_ns),
+            Some(clock) if (*clock).pieces[0].speed.mult != 0 => {
+                match in_force(&raw const (*clock).pieces, now_ns) {
+                    Some(piece) => {
+                        let elapsed_ns = now_ns.saturating_sub((*piece).from_ns);
+                        let elapsed = (*piece).speed.advance(elapsed_ns);
+                        (*piece).base_ns.wrapping_add(elapsed)
+                    }
+                    None => now_ns,
+                }
+            }
             _ => now_ns,
         };
         (*time).segment_ns = segment_ns;
@@ -58,16 +106,27 @@ pub extern "C" fn refresh_segment(segment: u32) -> u64 {
     }
 }
 
-/// Returns the entry in force of a policy slot; `None` if the slot is empty.
+/// Returns where the entry in force of a policy slot lies; 0 if the slot is empty. Ask once per packet:
+/// the next moment it may be another entry.
 #[inline(always)]
-pub(crate) unsafe fn entry(slot: u32) -> Option<*const PolicyEntry> {
-    // SAFETY: the index is one aligned word, replaced by one store.
-    let index = unsafe { POLICY_INDEX.get_ptr(slot)?.read_volatile() };
-    if index == 0 {
-        None
-    } else {
-        POLICIES.get_ptr(index)
+pub(crate) unsafe fn place_of(cpu: *mut CpuState, slot: u32) -> u32 {
+    // SAFETY: `cpu` is this CPU's map value; the index is one aligned word, replaced by one store.
+    unsafe {
+        match lookup::element(&POLICY_INDEX, scratch::of(cpu), slot) {
+            Some(index) => index.read_volatile(),
+            None => 0,
+        }
     }
+}
+
+/// Returns the entry at a place; `None` for 0.
+#[inline(always)]
+pub(crate) unsafe fn entry_at(cpu: *mut CpuState, place: u32) -> Option<*const PolicyEntry> {
+    if place == 0 {
+        return None;
+    }
+    // SAFETY: `cpu` is this CPU's map value.
+    unsafe { lookup::element(&POLICIES, scratch::of(cpu), place).map(<*mut _>::cast_const) }
 }
 
 /// Works out a zone's clocks, depths and geometry for the CPU's clock.
@@ -75,7 +134,7 @@ pub(crate) unsafe fn entry(slot: u32) -> Option<*const PolicyEntry> {
 #[inline(never)]
 pub extern "C" fn refresh_zone(zone: u32) -> u32 {
     let number = zone & (ZONE_COUNT as u32 - 1);
-    let (Some(cpu), Some(config)) = (CPU.get_ptr_mut(0), CONFIG.get_ptr(0)) else {
+    let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
         return 0;
     };
     // SAFETY: map values live while the program runs; indices are masked; entries are immutable.
@@ -86,29 +145,32 @@ pub extern "C" fn refresh_zone(zone: u32) -> u32 {
         (*cache).units = NO_POLICY;
         (*cache).modes = 0;
         (*cache).label = Outcome::label(0, 0, number as u64);
-        let Some(zone) = ZONES.get_ptr(number) else {
+        let Some(zone) = lookup::element(&ZONES, scratch::of(cpu), number) else {
             return 0;
         };
         let zone: Zone = zone.read_volatile();
         if zone.used == 0 {
             return 0;
         }
-        let Some(entry) = entry(zone.slot) else {
+        let Some(entry) = entry_at(cpu, place_of(cpu, zone.slot)) else {
             return 0;
         };
         let segment = (*entry).segment;
         let segment_ns = segment_ns(cpu, segment);
         let mut units = 0;
         let mut modes = 0;
-        for unit in 0..KERNEL_UNITS {
+        each_unit!('unit, unit, {
             let region = zone.regions[unit];
             if (*entry).units >> unit & 1 == 0 || region == NO_REGION {
-                continue;
+                break 'unit;
             }
-            let piece = (*entry).clocks[unit].piece(now_ns);
+            let Some(piece) = in_force(&raw const (*entry).clocks[unit].pieces, now_ns) else {
+                break 'unit;
+            };
+            let piece = &*piece;
             let mode = piece.mode & 3;
             if mode == Mode::Off as u32 {
-                continue;
+                break 'unit;
             }
             units |= 1 << unit;
             modes |= mode << (2 * unit);
@@ -124,7 +186,7 @@ pub extern "C" fn refresh_zone(zone: u32) -> u32 {
             (*out).base6 = (*region6).base_set;
             (*out).mask6 = (*region6).set_mask;
             (*out).bits6 = (*region6).set_bits;
-        }
+        });
         (*cache).units = units;
         (*cache).modes = modes;
         (*cache).label = Outcome::label(zone.slot, segment, number as u64);
@@ -172,45 +234,50 @@ impl Meaning {
 
 const ENDS: u64 = 1 << 8;
 
-/// Asks the prefixes about an arrival. A `TRACKED` prefix counts only where `tracked` is not 0, else
-/// it is passed over.
+/// Asks the prefixes about this CPU's packet. A `TRACKED` prefix counts only where `tracked` is not 0,
+/// else it is passed over.
 #[inline(always)]
-pub(crate) fn resolve(arrival: &Arrival, tracked: u32) -> Meaning {
-    Meaning(resolve_prefixes(arrival, tracked))
+pub(crate) fn resolve(tracked: u32) -> Meaning {
+    Meaning(resolve_prefixes(tracked))
 }
 
 /// Walks from the most specific prefix to the least until one says something.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn resolve_prefixes(arrival: *const Arrival, tracked: u32) -> u64 {
-    let Some(cpu) = CPU.get_ptr_mut(0) else {
+pub extern "C" fn resolve_prefixes(tracked: u32) -> u64 {
+    let Some(cpu) = lookup::cpu() else {
         return 0;
     };
-    if arrival.is_null() {
-        return 0;
-    }
-    // SAFETY: not null, so it is on the caller's stack.
+    // SAFETY: this CPU's map value.
     unsafe {
         let now_ns = (*cpu).now_ns;
-        let v4 = (*arrival).family == 4;
-        let mut key = Key::new(128, [0_u8; 16]);
-        let mut key4 = Key::new(32, ((*arrival).low as u32).to_be_bytes());
-        let words: *mut u64 = (&raw mut key.data).cast();
-        words.write_unaligned((*arrival).high.to_be());
-        words.add(1).write_unaligned((*arrival).low.to_be());
+        let arrival = scratch::arrival(cpu);
+        let v4 = Arrival::is_v4(arrival);
+        let key: *mut u32 = (&raw mut (*scratch::of(cpu)).prefix).cast();
+        if v4 {
+            put(key, 32);
+            put(key.add(1), ((*arrival).packet.low as u32).to_be());
+        } else {
+            let (high, low) = ((*arrival).packet.high, (*arrival).packet.low);
+            put(key, 128);
+            put(key.add(1), ((high >> 32) as u32).to_be());
+            put(key.add(2), (high as u32).to_be());
+            put(key.add(3), ((low >> 32) as u32).to_be());
+            put(key.add(4), (low as u32).to_be());
+        }
         let mut ends = 0;
         let mut asked = 0;
         while asked <= MAX_PARENTS {
             asked += 1;
             let found = if v4 {
-                PREFIXES4.get(&key4)
+                lookup::longest(&PREFIXES4, key)
             } else {
-                PREFIXES6.get(&key)
+                lookup::longest(&PREFIXES6, key)
             };
             let Some(found) = found else {
                 return ends;
             };
-            let value = found.value();
+            let value = found.read_volatile().value();
             let (what, slot) = if now_ns < value.until_ns {
                 if value.until_ns != NEVER {
                     ends = ENDS;
@@ -230,8 +297,8 @@ pub extern "C" fn resolve_prefixes(arrival: *const Arrival, tracked: u32) -> u64
             if value.prefix_len == 0 {
                 return ends;
             }
-            key.prefix_len = value.prefix_len - 1;
-            key4.prefix_len = value.prefix_len - 1;
+            put(key, value.prefix_len - 1);
+            fence();
         }
         ends
     }

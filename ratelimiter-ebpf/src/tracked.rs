@@ -7,22 +7,21 @@
 
 use ratelimiter_common::abi::config::{ZONES as ZONE_COUNT, flags};
 use ratelimiter_common::abi::counters::{CpuState, UnitCache};
-use ratelimiter_common::abi::policy::{PolicyEntry, action};
+use ratelimiter_common::abi::policy::action;
 use ratelimiter_common::abi::tracked::{
-    ALLOWED, BLOCKED, CROWD, DEBT_SLACK_NS, LIMITED, MOVING, SLOT_MASK, TAT_BITS, Tracked, binding,
+    ALLOWED, BLOCKED, DEBT_SLACK_NS, LIMITED, MOVING, SLOT_MASK, TAT_BITS, Tracked, binding,
     shared_key,
 };
-use ratelimiter_common::crowd::debt;
-use ratelimiter_common::vclock::UnitClock;
+use ratelimiter_common::crowd::Sign as _;
 use ratelimiter_common::verdict::{Mode, Reason};
 
-use crate::arrival::Arrival;
-use crate::atomic::every_unit;
-use crate::bucket::{Look, TRIES, Table, charge, state};
-use crate::maps::{CONFIG, CPU, TRACKED, ZONES};
+use crate::atomic::{each_unit, fence};
+use crate::bucket::{Shift, TRIES, Table, charge, cost, look_of, state};
 use crate::outcome::{NO_ZONE, Outcome};
-use crate::policy::{entry, resolve, segment_ns};
-use crate::{atomic, clock};
+use crate::policy::{entry_at, in_force, place_of, resolve, segment_ns};
+use crate::rebind::rebind;
+use crate::scratch::{self, Arrival, UNIT_SLOTS, put};
+use crate::{atomic, clock, lookup};
 
 /// The TAT of a tracked word.
 pub(crate) const TAT_MASK: u64 = (1 << TAT_BITS) - 1;
@@ -39,114 +38,143 @@ pub(crate) const fn pack(tag: u32, tat: u64) -> u64 {
     (tag as u64) << TAT_BITS | (tat & TAT_MASK)
 }
 
-/// Looks at a tracked bucket. Of the clock, `base4` is the policy's tag.
+/// The word of a unit.
 #[inline(always)]
-pub(crate) unsafe fn look(
-    tracked: *mut Tracked,
-    clock: *const UnitCache,
-    unit: usize,
-    cost: u64,
-    out: *mut Look,
-) -> u32 {
-    // SAFETY: `tracked` is a live map value; `unit` is below `KERNEL_UNITS`.
+pub(crate) unsafe fn cell(tracked: *mut Tracked, unit: usize) -> *mut u64 {
+    // SAFETY: `tracked` is a live map value, and behind the words lies more of it.
     unsafe {
-        let word = atomic::load((&raw const (*tracked).tats).cast::<u64>().add(unit));
-        let tag = (*clock).base4;
-        let owed = if word == 0 {
-            0
-        } else if word >> TAT_BITS == tag as u64 {
-            debt(word, (*clock).now, (*clock).cap, TAT_MASK)
-        } else {
-            return state::CHANGED;
-        };
-        let after = owed + cost;
-        if after > (*clock).burst {
-            return state::OVER;
-        }
-        *out = Look {
-            set: 0,
-            way: 0,
-            word,
-            next: pack(tag, (*clock).now.wrapping_add(after)),
-            own: 1,
-        };
-        state::FITS
+        let words: *mut u64 = (&raw mut (*tracked).tats).cast();
+        words.add(unit & (UNIT_SLOTS - 1))
     }
+}
+
+/// What the clock of a unit reads.
+#[inline(always)]
+pub(crate) unsafe fn clock_of(cpu: *mut CpuState, unit: usize) -> *mut UnitCache {
+    // SAFETY: `cpu` is this CPU's map value; the index is masked.
+    unsafe { &raw mut (*scratch::of(cpu)).clocks[unit & (UNIT_SLOTS - 1)] }
+}
+
+/// Looks at a tracked bucket. Of the clock, `base4` is the policy's tag. Without a branch: see
+/// [`state`].
+#[inline(always)]
+pub(crate) unsafe fn look(cpu: *mut CpuState, tracked: *mut Tracked, unit: usize) -> u32 {
+    // SAFETY: `tracked` is a live map value; `unit` is below `UNIT_SLOTS`.
+    unsafe {
+        let clock = clock_of(cpu, unit);
+        let word = atomic::load(cell(tracked, unit));
+        let (now, tag) = ((*clock).now, (*clock).base4);
+        let distance = word.wrapping_sub(now) & TAT_MASK;
+        // What is compared is below 2^63, so a difference's sign is the order.
+        let idle = Shift::mask((*clock).cap.wrapping_sub(distance)) | !any_bit(word);
+        let after = (distance & !idle) + cost(cpu, unit as u32);
+        let over = Shift::mask((*clock).burst.wrapping_sub(after)) & 1;
+        let out = look_of(cpu, unit as u32);
+        put(&raw mut (*out).word, word);
+        put(&raw mut (*out).next, pack(tag, now.wrapping_add(after)));
+        let fits_or_not = state::FITS as u64 + over;
+        let foreign = foreign(word, tag);
+        ((fits_or_not & !foreign) | (state::CHANGED as u64 & foreign)) as u32
+    }
+}
+const _: () = assert!(state::FITS + 1 == state::OVER);
+
+/// All ones unless `x` is zero.
+#[inline(always)]
+fn any_bit(x: u64) -> u64 {
+    Shift::mask(x | 0_u64.wrapping_sub(x))
+}
+
+/// All ones if a word was charged on the clock of another policy than that of `tag`.
+#[inline(always)]
+fn foreign(word: u64, tag: u32) -> u64 {
+    any_bit(word) & any_bit((word >> TAT_BITS) ^ tag as u64)
 }
 
 /// Charges a look; false if somebody else changed the word first.
 #[inline(always)]
-pub(crate) unsafe fn commit(tracked: *mut Tracked, unit: usize, look: *const Look) -> bool {
+pub(crate) unsafe fn commit(cpu: *mut CpuState, tracked: *mut Tracked, unit: usize) -> bool {
     // SAFETY: as `look`.
     unsafe {
-        atomic::swap_if(
-            (&raw mut (*tracked).tats).cast::<u64>().add(unit),
-            (*look).word,
-            (*look).next,
-        )
+        let look = look_of(cpu, unit as u32);
+        atomic::swap_if(cell(tracked, unit), (*look).word, (*look).next)
     }
 }
 
-/// Gives back a charge: the TAT itself is lowered, whatever the clock reads. After the last try the
-/// charge stands.
-#[inline(always)]
-pub(crate) unsafe fn give_back(tracked: *mut Tracked, unit: usize, cost: u64) {
-    // SAFETY: as `look`.
+/// Gives back charges of some units of the entry of `key`: the TAT itself is lowered, whatever the
+/// clock reads. After the last try a charge stands.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn give_back(key: u64, units: u32) -> u32 {
+    let Some(cpu) = lookup::cpu() else {
+        return 0;
+    };
+    // SAFETY: live map values.
     unsafe {
-        let cell = (&raw mut (*tracked).tats).cast::<u64>().add(unit);
-        let mut tries = 0;
-        while tries < TRIES {
-            tries += 1;
-            let word = atomic::load(cell);
-            let lowered = pack((word >> TAT_BITS) as u32, word.wrapping_sub(cost));
-            if word == 0 || atomic::swap_if(cell, word, lowered) {
-                return;
+        let Some(tracked) = lookup::tracked(scratch::of(cpu), key) else {
+            return 0;
+        };
+        each_unit!('unit, unit, {
+            if units >> unit & 1 == 0 {
+                break 'unit;
             }
-        }
+            let cost = cost(cpu, unit as u32);
+            let cell = cell(tracked, unit);
+            let mut tries = 0;
+            while tries < TRIES {
+                tries += 1;
+                let word = atomic::load(cell);
+                let lowered = pack((word >> TAT_BITS) as u32, word.wrapping_sub(cost));
+                if word == 0 || atomic::swap_if(cell, word, lowered) {
+                    break;
+                }
+                fence();
+            }
+        });
     }
+    0
 }
 
-/// Fills in what a policy's clocks read now. Returns the limited units and their modes.
-#[inline(always)]
-pub(crate) unsafe fn read_clocks(
-    cpu: *mut CpuState,
-    policy: *const PolicyEntry,
-    eighths: u64,
-    units: *mut UnitCache,
-) -> (u32, u32) {
-    // SAFETY: `units` has `KERNEL_UNITS` elements; entries are immutable.
+/// Fills in what the clocks of the policy at `place` read now, in the scratch. Returns the limited units in bits 0..8
+/// and their modes in bits 8..16.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn read_clocks(place: u32, eighths: u32) -> u32 {
+    let Some(cpu) = lookup::cpu() else {
+        return 0;
+    };
+    // SAFETY: this CPU's map value; entries are immutable.
     unsafe {
+        let Some(policy) = entry_at(cpu, place) else {
+            return 0;
+        };
         let now_ns = (*cpu).now_ns;
         let segment_ns = segment_ns(cpu, (*policy).segment);
-        let mut limited = 0;
-        let mut modes = 0;
-        let mut next = 0;
-        while next < every_unit() {
-            let unit = next;
-            next += 1;
+        let tag = (*policy).tag;
+        let eighths = eighths as u64 & 63;
+        let mut read = 0;
+        each_unit!('unit, unit, {
             if (*policy).units >> unit & 1 == 0 {
-                continue;
+                break 'unit;
             }
-            let clock = (&raw const (*policy).clocks).cast::<UnitClock>().add(unit);
-            let piece = (*clock).piece(now_ns);
+            let clock = &raw const (*policy).clocks[unit];
+            let Some(piece) = in_force(&raw const (*clock).pieces, now_ns) else {
+                break 'unit;
+            };
+            let piece = &*piece;
             let mode = piece.mode & 3;
             if mode == Mode::Off as u32 {
-                continue;
+                break 'unit;
             }
-            limited |= 1 << unit;
-            modes |= mode << (2 * unit);
-            let out = units.add(unit);
+            read |= 1 << unit | mode << (8 + 2 * unit);
+            let out = clock_of(cpu, unit);
             (*out).now = piece.at(segment_ns);
             (*out).burst = (piece.burst * eighths) >> 3;
             (*out).cap = (piece.debt_cap(DEBT_SLACK_NS) * eighths) >> 3;
-            (*out).base4 = (*policy).tag;
-            limited = atomic::forget(limited, now_ns);
-            modes = atomic::forget(modes, now_ns);
-        }
-        (
-            atomic::forget(limited, now_ns),
-            atomic::forget(modes, now_ns),
-        )
+            (*out).base4 = tag;
+            read = atomic::forget(read, now_ns);
+        });
+        atomic::forget(read, now_ns)
     }
 }
 
@@ -154,59 +182,68 @@ pub(crate) unsafe fn read_clocks(
 /// [`TO_THE_CROWD`] when neither says anything.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn judge_tracked(arrival: *mut Arrival) -> u64 {
-    let Some(config) = CONFIG.get_ptr(0) else {
+pub extern "C" fn judge_tracked() -> u64 {
+    let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
         return TO_THE_CROWD;
     };
-    // SAFETY: what is not null is on the caller's stack.
-    let Some(arrival) = (unsafe { arrival.as_mut() }) else {
-        return TO_THE_CROWD;
-    };
-    let outcome = judge_own(arrival);
-    // SAFETY: a live map value.
-    if outcome != TO_THE_CROWD || unsafe { (*config).flags } & flags::PREFIXES == 0 {
-        return outcome;
-    }
-    let meaning = resolve(arrival, 0);
-    arrival.zone = 0;
-    match meaning.action() {
-        action::ALLOW => Outcome::plain(Reason::AllowListed).0,
-        action::BLOCK => Outcome::plain(Reason::Blocked).0,
-        action::SHARED => {
-            let (key, slot) = (shared_key(meaning.slot()), meaning.slot() as u64);
-            let outcome = judge_entry(arrival, key, slot, 1);
-            if outcome == AGAIN {
-                judge_entry(arrival, key, slot, 0)
-            } else {
-                outcome
-            }
+    // SAFETY: live map values.
+    unsafe {
+        let arrival = scratch::arrival(cpu);
+        Arrival::price(arrival, config);
+        let outcome = judge_own((*arrival).key);
+        if outcome != TO_THE_CROWD || (*config).flags & flags::PREFIXES == 0 {
+            return outcome;
         }
-        action::ZONE => {
-            if meaning.slot() < ZONE_COUNT as u32 {
-                arrival.zone = meaning.slot() as u64;
+        let meaning = resolve(0);
+        put(&raw mut (*arrival).zone, 0);
+        match meaning.action() {
+            action::ALLOW => Outcome::plain(Reason::AllowListed).0,
+            action::BLOCK => Outcome::plain(Reason::Blocked).0,
+            action::SHARED => {
+                let (key, slot) = (shared_key(meaning.slot()), meaning.slot() as u64);
+                judge_again(judge_entry(key, slot, 1), key, slot)
             }
-            TO_THE_CROWD
+            action::ZONE => {
+                if meaning.slot() < ZONE_COUNT as u32 {
+                    put(&raw mut (*arrival).zone, meaning.slot() as u64);
+                }
+                TO_THE_CROWD
+            }
+            _ => TO_THE_CROWD,
         }
-        _ => TO_THE_CROWD,
     }
 }
 
 /// Judges a source by its own entry, if it has one.
 #[inline(always)]
-fn judge_own(arrival: &mut Arrival) -> u64 {
-    let mut outcome = judge_entry(arrival, arrival.key, OWN, 1);
+fn judge_own(key: u64) -> u64 {
+    let mut outcome = judge_entry(key, OWN, 1);
     if outcome == STALE {
-        match rebind(arrival) as u32 & STATE_MASK {
+        match rebind() as u32 & STATE_MASK {
             LIMITED => {}
             ALLOWED => return Outcome::plain(Reason::AllowListed).0,
             BLOCKED => return Outcome::plain(Reason::Blocked).0,
             MOVING => return contended(0),
             _ => return TO_THE_CROWD,
         }
-        outcome = judge_entry(arrival, arrival.key, RESOLVED, 1);
+        outcome = judge_entry(key, RESOLVED, 1);
     }
-    if outcome == AGAIN {
-        outcome = judge_entry(arrival, arrival.key, RESOLVED, 0);
+    judge_again(outcome, key, RESOLVED)
+}
+
+/// Judges an entry until the outcome is one.
+#[inline(always)]
+fn judge_again(first: u64, key: u64, slot: u64) -> u64 {
+    let mut outcome = first;
+    let mut tries = 1;
+    while tries < TRIES {
+        tries += 1;
+        let again = outcome == AGAIN || (outcome < AGAIN && Outcome(outcome).is_contended());
+        if !again {
+            break;
+        }
+        outcome = judge_entry(key, slot, 0);
+        fence();
     }
     outcome
 }
@@ -225,19 +262,15 @@ const AGAIN: u64 = u64::MAX - 2;
 /// offered already.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn judge_entry(arrival: *mut Arrival, key: u64, slot: u64, first: u64) -> u64 {
-    let (Some(cpu), Some(config)) = (CPU.get_ptr_mut(0), CONFIG.get_ptr(0)) else {
-        return TO_THE_CROWD;
-    };
-    // SAFETY: what is not null is on the caller's stack.
-    let Some(arrival) = (unsafe { arrival.as_mut() }) else {
-        return TO_THE_CROWD;
-    };
-    let Some(tracked) = TRACKED.get_ptr_mut(key) else {
+pub extern "C" fn judge_entry(key: u64, slot: u64, first: u64) -> u64 {
+    let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
         return TO_THE_CROWD;
     };
     // SAFETY: live map values.
     unsafe {
+        let Some(tracked) = lookup::tracked(scratch::of(cpu), key) else {
+            return TO_THE_CROWD;
+        };
         let mut bound = atomic::load(&raw const (*tracked).binding);
         if slot < RESOLVED {
             bound = binding(slot as u32, LIMITED, 0);
@@ -245,7 +278,7 @@ pub extern "C" fn judge_entry(arrival: *mut Arrival, key: u64, slot: u64, first:
             return STALE;
         }
         match bound as u32 & STATE_MASK {
-            LIMITED => charge_tracked(cpu, arrival, tracked, bound as u32 & SLOT_MASK, first),
+            LIMITED => charge_tracked(cpu, tracked, key, bound as u32 & SLOT_MASK, first),
             ALLOWED => Outcome::plain(Reason::AllowListed).0,
             BLOCKED => Outcome::plain(Reason::Blocked).0,
             MOVING => contended(bound),
@@ -270,69 +303,98 @@ const fn contended(bound: u64) -> u64 {
 #[inline(always)]
 unsafe fn charge_tracked(
     cpu: *mut CpuState,
-    arrival: &mut Arrival,
     tracked: *mut Tracked,
+    key: u64,
     slot: u32,
     first: u64,
 ) -> u64 {
     // SAFETY: `tracked` is a live map value; its words change by atomic instructions only.
     unsafe {
-        let Some(policy) = entry(slot) else {
+        let place = place_of(cpu, slot);
+        let Some(policy) = entry_at(cpu, place) else {
             return TO_THE_CROWD;
         };
+        let arrival = scratch::arrival(cpu);
+        let packets = (*arrival).costs[0] >> 8;
         if first != 0 {
-            count_offered(cpu, arrival, tracked);
+            count_offered(cpu, packets, tracked);
         }
         let label = Outcome::label(slot, (*policy).segment, NO_ZONE);
-        let clocks: *mut UnitCache = (&raw mut (*cpu).scratch[0]).cast();
-        let (limited, modes) = read_entry(cpu, tracked, policy, clocks);
+        let tag = (*policy).tag;
+        let read = read_entry(cpu, tracked, place);
+        let (limited, modes) = (read & 0xff, read >> 8);
         if limited == 0 {
             return Outcome::judged(label, Reason::Off, Mode::Off as u32).0;
         }
-        let tag = (*policy).tag as u64;
-        let mut next = 0;
-        while next < every_unit() {
-            let unit = next;
-            next += 1;
-            let cell = (&raw mut (*tracked).tats).cast::<u64>().add(unit);
-            let word = atomic::load(cell);
-            if limited >> unit & 1 != 0 && word != 0 && word >> TAT_BITS != tag {
-                // A clock nobody knows any more. Unless the source is just moving, it owes a burst:
-                // never a second one, never more than it takes to refill.
-                let now_bound = atomic::load(&raw const (*tracked).binding);
-                if now_bound as u32 & STATE_MASK == MOVING {
-                    return contended(slot as u64);
-                }
-                let clock = clocks.add(unit);
-                let tat = (*clock).now.wrapping_add((*clock).burst);
-                atomic::swap_if(cell, word, pack(tag as u32, tat));
-            }
+        let mut strange = 0;
+        each_unit!('_unit, unit, {
+            let word = atomic::load(cell(tracked, unit));
+            strange |= foreign(word, tag) & (1 << unit);
+        });
+        if strange as u32 & limited != 0 && owe_burst(key, strange as u32 & limited) == 0 {
+            return contended(slot as u64);
         }
-        let offered = arrival.costs;
         let scale = (*tracked).cost_scale as u64;
         if scale > ONE_TO_ONE {
-            for cost in &mut arrival.costs {
-                *cost = (*cost * scale) >> 16;
+            for cost in &mut (*arrival).costs {
+                let offered = (cost as *mut u64).read_volatile();
+                put(cost, (offered * scale) >> 16);
             }
         }
-        let looks: *mut Look = (&raw mut (*cpu).scratch[1]).cast();
-        let table = Table::Tracked(tracked, clocks);
-        let outcome = charge(table, looks, arrival, limited, modes, label);
-        arrival.costs = offered;
+        let outcome = charge(Table::Tracked(tracked, key), cpu, limited, modes, label);
+        if scale > ONE_TO_ONE
+            && let Some(config) = lookup::config()
+        {
+            Arrival::price(arrival, config);
+        }
         if outcome.refuses() {
-            if first != 0 && clock::reread(cpu) {
+            if first != 0 && !outcome.is_contended() && clock::reread(cpu) {
                 return AGAIN;
             }
         } else {
-            let [packets, bytes, connections] = offered;
-            atomic::add(&raw mut (*tracked).admitted, packets >> 8);
-            atomic::add(&raw mut (*tracked).admitted_bytes, bytes);
-            if connections != 0 {
+            atomic::add(&raw mut (*tracked).admitted, packets);
+            atomic::add(&raw mut (*tracked).admitted_bytes, (*arrival).bytes);
+            if (*arrival).costs[2] != 0 {
                 atomic::add(&raw mut (*tracked).admitted_connections, 1);
             }
         }
         outcome.0
     }
+}
+
+/// Deals with the words of `units` that stand on a clock nobody knows any more: unless the source is
+/// just moving, when 0 is returned, they owe a burst. Never a second one, never more than it takes to
+/// refill.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn owe_burst(key: u64, units: u32) -> u32 {
+    let Some(cpu) = lookup::cpu() else {
+        return 0;
+    };
+    // SAFETY: live map values.
+    unsafe {
+        let Some(tracked) = lookup::tracked(scratch::of(cpu), key) else {
+            return 0;
+        };
+        each_unit!('unit, unit, {
+            if units >> unit & 1 == 0 {
+                break 'unit;
+            }
+            let cell = cell(tracked, unit);
+            let word = atomic::load(cell);
+            let bound = atomic::load(&raw const (*tracked).binding);
+            if bound as u32 & STATE_MASK == MOVING {
+                return 0;
+            }
+            let clock = clock_of(cpu, unit);
+            let tag = (*clock).base4;
+            if foreign(word, tag) != 0 {
+                let tat = (*clock).now.wrapping_add((*clock).burst);
+                atomic::swap_if(cell, word, pack(tag, tat));
+            }
+        });
+    }
+    1
 }
 
 /// A cost scale of one.
@@ -341,26 +403,19 @@ pub(crate) const ONE_TO_ONE: u64 = 1 << 16;
 /// [`read_clocks`] for one entry: its adaptive window widens the burst, and its cost scale divides
 /// the rate but not the burst, so what is compared with scaled costs and debts is scaled too.
 #[inline(always)]
-pub(crate) unsafe fn read_entry(
-    cpu: *mut CpuState,
-    tracked: *const Tracked,
-    policy: *const PolicyEntry,
-    clocks: *mut UnitCache,
-) -> (u32, u32) {
-    // SAFETY: as `read_clocks`; `tracked` is a live map value.
+pub(crate) unsafe fn read_entry(cpu: *mut CpuState, tracked: *const Tracked, place: u32) -> u32 {
+    // SAFETY: live map values.
     unsafe {
-        let configured = (*tracked).window_eighths as u64 & 63;
+        let configured = (*tracked).window_eighths & 63;
         let eighths = if configured == 0 { 8 } else { configured };
-        let read = read_clocks(cpu, policy, eighths, clocks);
+        let read = read_clocks(place, eighths);
         let scale = (*tracked).cost_scale as u64;
         if scale > ONE_TO_ONE {
-            let mut next = 0;
-            while next < every_unit() {
-                let clock = clocks.add(next);
-                next += 1;
+            each_unit!('_unit, unit, {
+                let clock = clock_of(cpu, unit);
                 (*clock).burst = scaled((*clock).burst, scale);
                 (*clock).cap = scaled((*clock).cap, scale);
-            }
+            });
         }
         read
     }
@@ -368,10 +423,9 @@ pub(crate) unsafe fn read_entry(
 
 /// Counts the packet as offered, and closes the demand window when it is over.
 #[inline(always)]
-unsafe fn count_offered(cpu: *mut CpuState, arrival: &Arrival, tracked: *mut Tracked) {
+unsafe fn count_offered(cpu: *mut CpuState, packets: u64, tracked: *mut Tracked) {
     // SAFETY: as `charge_tracked`.
     unsafe {
-        let packets = arrival.costs[0] >> 8;
         atomic::add(&raw mut (*tracked).offered, packets);
         let now_ns = (*cpu).now_ns;
         let since = &raw mut (*tracked).demand_since_ns;
@@ -390,134 +444,6 @@ unsafe fn count_offered(cpu: *mut CpuState, arrival: &Arrival, tracked: *mut Tra
             (&raw mut (*tracked).demand).write_volatile(packets);
         } else {
             atomic::add(&raw mut (*tracked).demand, packets);
-        }
-    }
-}
-
-/// Resolves a tracked source anew and stores what was found; returns the binding in force.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn rebind(arrival: *const Arrival) -> u64 {
-    let nothing = binding(0, CROWD, 0);
-    let (Some(cpu), Some(config)) = (CPU.get_ptr_mut(0), CONFIG.get_ptr(0)) else {
-        return nothing;
-    };
-    // SAFETY: what is not null is on the caller's stack.
-    let Some(arrival) = (unsafe { arrival.as_ref() }) else {
-        return nothing;
-    };
-    let Some(tracked) = TRACKED.get_ptr_mut(arrival.key) else {
-        return nothing;
-    };
-    // SAFETY: live map values.
-    unsafe {
-        let cell = &raw mut (*tracked).binding;
-        let old = atomic::load(cell);
-        let old_state = old as u32 & STATE_MASK;
-        if old_state == MOVING || old_state == CROWD {
-            return old;
-        }
-        let generation = (*config).prefix_generation;
-        let meaning = resolve(arrival, 1);
-        // What ends by itself is looked up again by every packet until it has ended.
-        let remembered = if meaning.ends() {
-            generation.wrapping_sub(1)
-        } else {
-            generation
-        };
-        let old_slot = old as u32 & SLOT_MASK;
-        let (slot, new_state) = match meaning.action() {
-            action::ALLOW => (old_slot, ALLOWED),
-            action::BLOCK => (old_slot, BLOCKED),
-            // The client's one bucket judges, and this entry is not asked.
-            action::SHARED => return binding(old_slot, CROWD, generation),
-            action::TRACKED => (meaning.slot(), LIMITED),
-            other => {
-                let zone = if other == action::ZONE {
-                    meaning.slot()
-                } else {
-                    0
-                };
-                let slot = match ZONES.get_ptr(zone & (ZONE_COUNT as u32 - 1)) {
-                    Some(zone) => (*zone).slot,
-                    None => old_slot,
-                };
-                (slot, LIMITED)
-            }
-        };
-        let new = binding(slot, new_state, remembered);
-        if slot & SLOT_MASK == old_slot {
-            return if old == new || atomic::swap_if(cell, old, new) {
-                new
-            } else {
-                moving(old)
-            };
-        }
-        let Some(policy) = entry(slot) else {
-            return binding(old_slot, CROWD, generation);
-        };
-        if !atomic::swap_if(cell, old, moving(old)) {
-            return moving(old);
-        }
-        convert(cpu, tracked, old_slot, policy);
-        atomic::store(cell, new);
-        new
-    }
-}
-
-const fn moving(old: u64) -> u64 {
-    (old & !(STATE_MASK as u64)) | MOVING as u64
-}
-
-/// Carries the debts of a source over from the policy of `old_slot` to `policy`, in units.
-#[inline(always)]
-unsafe fn convert(
-    cpu: *mut CpuState,
-    tracked: *mut Tracked,
-    old_slot: u32,
-    policy: *const PolicyEntry,
-) {
-    // SAFETY: as `charge_tracked`.
-    unsafe {
-        let after: *mut UnitCache = (&raw mut (*cpu).scratch[0]).cast();
-        let before: *mut UnitCache = (&raw mut (*cpu).scratch[1]).cast();
-        let mut had = 0;
-        let mut old_tag = 0;
-        if let Some(old) = entry(old_slot) {
-            had = read_clocks(cpu, old, 8, before).0;
-            old_tag = (*old).tag as u64;
-        }
-        let has = read_clocks(cpu, policy, 8, after).0;
-        let mut next = 0;
-        while next < every_unit() {
-            let unit = next;
-            next += 1;
-            let cell = (&raw mut (*tracked).tats).cast::<u64>().add(unit);
-            let mut tries = 0;
-            while tries < TRIES {
-                tries += 1;
-                let word = atomic::load(cell);
-                let mut owed = (*after.add(unit)).burst;
-                if had >> unit & 1 != 0 && word >> TAT_BITS == old_tag {
-                    let was = debt(
-                        word,
-                        (*before.add(unit)).now,
-                        (*before.add(unit)).cap,
-                        TAT_MASK,
-                    );
-                    if was < owed {
-                        owed = was;
-                    }
-                }
-                let next = if word == 0 || has >> unit & 1 == 0 {
-                    0
-                } else {
-                    pack((*policy).tag, (*after.add(unit)).now.wrapping_add(owed))
-                };
-                if atomic::swap_if(cell, word, next) {
-                    break;
-                }
-            }
         }
     }
 }

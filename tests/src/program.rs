@@ -46,6 +46,8 @@ pub struct Sizes {
     pub tracked: u32,
     /// Policy slots.
     pub slots: u32,
+    /// Entries of the LRU hash our programs are compared with.
+    pub rival: u32,
 }
 
 /// Small tables: they load in milliseconds.
@@ -55,6 +57,7 @@ pub const SMALL: Sizes = Sizes {
     region_bits: 9,
     tracked: 1 << 12,
     slots: 256,
+    rival: 1,
 };
 
 /// Both programs, loaded into maps of their own.
@@ -197,6 +200,7 @@ impl Program {
             .map_max_entries(names::TRACKED, sizes.tracked)
             .map_max_entries(names::POLICY_INDEX, sizes.slots)
             .map_max_entries(names::POLICIES, 3 * sizes.slots)
+            .map_max_entries("RIVAL", sizes.rival)
             .load(object)
             .or_fail("loading the object");
         for name in programs {
@@ -350,6 +354,13 @@ impl Program {
             bytes[usize::from(index)] = zone;
         }
         self.put(map, &0_u32, &bytes);
+    }
+
+    /// Whether a byte of a coarse table is set.
+    #[track_caller]
+    pub fn is_coarse(&self, map: &str, index: u16) -> bool {
+        let bytes: [u8; 65_536] = self.get(map, &0_u32).or_fail(map);
+        bytes[usize::from(index)] != 0
     }
 
     /// Inserts a tracked source bound to a policy slot.

@@ -82,6 +82,9 @@ pub struct SegmentTime {
     pub segment_ns: u64,
 }
 
+/// Words of [`CpuState::scratch`].
+pub const SCRATCH_WORDS: usize = 128;
+
 /// Everything one CPU keeps. One look-up per packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -110,8 +113,8 @@ pub struct CpuState {
     pub segments: [SegmentCount; SEGMENTS],
     /// By segment.
     pub segment_times: [SegmentTime; SEGMENTS],
-    /// Clocks of the tracked source at hand, and of the policy it comes from: too big for the stack.
-    pub scratch: [[UnitCache; KERNEL_UNITS]; 2],
+    /// What the program keeps of the packet at hand. Of no meaning to anybody else.
+    pub scratch: [u64; SCRATCH_WORDS],
 }
 
 /// One packet in about 32, chosen at random.
@@ -160,5 +163,6 @@ pub struct SampleRing {
 const _: () = assert!(size_of::<Sample>() == 32);
 const _: () = assert!(size_of::<UnitCache>() == 48);
 const _: () = assert!(size_of::<ZoneCache>() == 32 + 3 * 48);
-const _: () = assert!(size_of::<CpuState>() == 48 + 16 * 2 * 16 + 16 * 176 + 64 * 48 + 288);
+const _: () =
+    assert!(size_of::<CpuState>() == 48 + 16 * 2 * 16 + 16 * 176 + 64 * 48 + 8 * SCRATCH_WORDS);
 const _: () = assert!(size_of::<SampleRing>() == 64 + 4_096 * 32);

@@ -110,19 +110,9 @@ pub async fn run(options: Options, shutdown: impl Future<Output = ()>) -> anyhow
         tables: tables(settings),
         replace: options.replace_pins,
     };
-    let plane =
-        tokio::task::spawn_blocking(move || privileges::loading(|| XdpDataPlane::open(&opened)))
-            .await
-            .context("opening the data plane")??;
-    let plane = match plane {
-        Err(error @ dataplane::Error::Program(_)) if !privileges::may_load() => {
-            return Err(anyhow::Error::new(error).context(
-                "the process lacks CAP_PERFMON, which the kernel asks for to load the program \
-                 (`setcap cap_bpf,cap_net_admin,cap_perfmon+ep`)",
-            ));
-        }
-        opened => opened?,
-    };
+    let plane = tokio::task::spawn_blocking(move || XdpDataPlane::open(&opened))
+        .await
+        .context("opening the data plane")??;
     let store: Arc<dyn Store> = if options.ephemeral {
         Arc::new(MemoryStore::new())
     } else {

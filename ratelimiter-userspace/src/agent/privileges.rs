@@ -9,13 +9,9 @@ use crate::config::check::mode_problem;
 
 /// The two capabilities the agent needs while it runs.
 const NEEDED: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
-/// Needed while the program is loaded only: without it the verifier refuses pointer arithmetic
-/// that it cannot guard against speculation, such as the difference of two packet pointers.
-const TO_LOAD: Capability = Capability::CAP_PERFMON;
-
 /// Gives up every capability but CAP_BPF and CAP_NET_ADMIN, and the right to gain any by running
-/// another program. CAP_PERFMON stays permitted, and is not in effect but for [`loading`]. Applies
-/// to the calling thread and those it starts later: call it before there are any.
+/// another program. Applies to the calling thread and those it starts later: call it before there are
+/// any.
 ///
 /// Root keeps its user id and so the files it owns; it loses the right to override permissions.
 pub fn restrict() -> anyhow::Result<()> {
@@ -34,31 +30,8 @@ pub fn restrict() -> anyhow::Result<()> {
     caps::clear(None, CapSet::Ambient)?;
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
     caps::set(None, CapSet::Effective, &of(&NEEDED))?;
-    let [bpf, net_admin] = NEEDED;
-    caps::set(None, CapSet::Permitted, &of(&[bpf, net_admin, TO_LOAD]))?;
+    caps::set(None, CapSet::Permitted, &of(&NEEDED))?;
     Ok(())
-}
-
-/// Does `load` on a thread of its own that has CAP_PERFMON in effect, if it is permitted.
-pub(super) fn loading<T: Send>(load: impl FnOnce() -> T + Send) -> anyhow::Result<T> {
-    std::thread::scope(|scope| {
-        let loader = std::thread::Builder::new()
-            .name("loader".to_owned())
-            .spawn_scoped(scope, || {
-                if may_load() {
-                    caps::raise(None, CapSet::Effective, TO_LOAD)?;
-                }
-                Ok(load())
-            })?;
-        loader
-            .join()
-            .map_err(|_| anyhow::anyhow!("the thread that loads the program panicked"))?
-    })
-}
-
-/// Whether the program can be loaded as far as CAP_PERFMON goes.
-pub(super) fn may_load() -> bool {
-    caps::has_cap(None, CapSet::Permitted, TO_LOAD).unwrap_or(false)
 }
 
 /// Refuses a configuration file that others may write: whoever writes it writes the policy.

@@ -88,7 +88,7 @@ pub enum Error {
     },
     /// Capabilities are missing.
     #[error(
-        "missing {missing}: run with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON (as root, or `setcap cap_bpf,cap_net_admin,cap_perfmon+ep`); {doing}: {source}"
+        "missing {missing}: run with CAP_BPF and CAP_NET_ADMIN (as root, or `setcap cap_bpf,cap_net_admin+ep`); {doing}: {source}"
     )]
     Permission {
         /// The missing capabilities by name.

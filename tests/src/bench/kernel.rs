@@ -1,14 +1,18 @@
 //! Nanoseconds per packet by `BPF_PROG_TEST_RUN`: the limiter, an empty program and a plain
 //! LRU-hash limiter, side by side, round by round.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use aya::programs::Xdp;
-use ratelimiter_common::abi::config::flags;
+use caps::{CapSet, Capability, CapsHashSet};
+use ratelimiter_common::abi::config::{LOOK_FURTHER, fine4_bit, flags};
+use ratelimiter_common::abi::crowd::{Set4, WAYS};
 use ratelimiter_common::abi::names;
-use ratelimiter_common::abi::policy::{PrefixValue, action};
+use ratelimiter_common::abi::policy::{PrefixKey4, PrefixValue, action};
 use ratelimiter_common::quota::Unit;
 use ratelimiter_common::vclock::NEVER;
+use ratelimiter_common::verdict::Reason;
 use ratelimiter_userspace::clock::instant;
 
 use super::{Figure, median};
@@ -23,31 +27,44 @@ struct Row {
     entry: &'static str,
     frame: Vec<u8>,
     repeat: u32,
+    /// Sources so far: where the generator goes on.
+    counter: u64,
+    /// Packets counted and passed before the first round.
+    warm: (u64, u64),
     times: Vec<f64>,
 }
 
 /// 1 M words, 512 k ways, 10 000 policies and more.
 const LARGE: Sizes = Sizes {
     bits4: 17,
-    bits6: 17,
+    bits6: 16,
     region_bits: 13,
     tracked: 1 << 17,
     slots: 1 << 14,
+    rival: 1 << 10,
 };
-/// First-seen budget of a region of a million words: N / 10 s.
-const FIRST_SEEN_NS: u64 = 10_000_000_000 / (1 << 20);
+/// First-seen budget of a region of `words`: N / 10 s.
+const fn first_seen_ns(words: u64) -> u64 {
+    10_000_000_000 / words
+}
 /// Every packet a new source.
 const NEW: u32 = u32::MAX;
 const THOUSAND: u32 = 1_023;
 const MILLION: u32 = (1 << 20) - 1;
+/// Bytes of the payload: frames of 64 bytes over IPv4.
+const PAYLOAD: usize = 22;
 /// 11.0.0.0: where the sources of the rows without prefixes lie.
 const ELSEWHERE: u32 = 0x0b00_0000;
+/// 10.128.0.0: where the tracked ones do.
+const CLIENTS: u32 = 0x0a80_0000;
+/// What the product runs with: see `docs/guarantees.md`, R45.
+const PRODUCT: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
 
 fn payload(mask: u32, base: u32) -> Vec<u8> {
     let mut bytes = 0_u64.to_ne_bytes().to_vec();
     bytes.extend_from_slice(&mask.to_ne_bytes());
     bytes.extend_from_slice(&base.to_ne_bytes());
-    bytes.resize(22, 0);
+    bytes.resize(PAYLOAD, 0);
     bytes
 }
 
@@ -67,28 +84,31 @@ fn frame6(mask: u32) -> Vec<u8> {
 #[track_caller]
 fn load(entry: &'static str, rule: Rule, budget: bool) -> Program {
     let object = ratelimiter_userspace::dataplane::object::bench_object().or_fail("bench object");
-    let mut program = Program::load_object(object, LARGE, &[entry]);
+    let rival = if entry == "rival" {
+        1 << 20
+    } else {
+        LARGE.rival
+    };
+    let mut program = Program::load_object(object, Sizes { rival, ..LARGE }, &[entry]);
     program.set_policy(&policy(0, &[rule]));
     program.set_zone(0, 0, &[Unit::Packets]);
     if budget {
         program.change_config(|config| {
-            config.regions4[0].first_seen_ns = FIRST_SEEN_NS;
-            config.regions6[0].first_seen_ns = FIRST_SEEN_NS;
+            config.regions4[0].first_seen_ns = first_seen_ns(8 << LARGE.bits4);
+            config.regions6[0].first_seen_ns = first_seen_ns(8 << LARGE.bits6);
         });
     }
     program
 }
 
-/// 10 000 client addresses, 10.x.y.9, one per /24, each with a policy of its own where `policies`.
+/// Clients with an address and a policy of their own each.
 #[track_caller]
-fn with_clients(mut program: Program) -> Program {
-    let generation = program.config.prefix_generation;
-    for n in 0..10_000_u32 {
-        let slot = 1 + n;
-        let address = 0x0a00_0009 + n * 256;
+fn with_clients(mut program: Program, addresses: &[u32]) -> Program {
+    let mut fine = BTreeMap::<u32, u64>::new();
+    for (slot, &address) in (1..).zip(addresses) {
         program.set_policy(&policy(slot, &[Rule::packets(10, 20)]));
         program.track(u64::from(address), slot);
-        let key = ratelimiter_common::abi::policy::PrefixKey4 {
+        let key = PrefixKey4 {
             prefix_len: 32,
             address_be: address.to_be_bytes(),
         };
@@ -100,195 +120,182 @@ fn with_clients(mut program: Program) -> Program {
             ..PrefixValue::default()
         };
         program.put(names::PREFIXES4, &key, &value);
-        let word: u64 = program
-            .get(names::FINE4, &((address >> 8) / 64))
-            .unwrap_or(0);
-        let bit = 1_u64 << ((address >> 8) % 64);
-        program.put(names::FINE4, &((address >> 8) / 64), &(word | bit));
+        let bit = fine4_bit(address);
+        *fine.entry(bit >> 6).or_default() |= 1 << (bit & 63);
+        let coarse = (address >> 16) as u16;
+        if fine.len() == 1 || !program.is_coarse(names::COARSE4, coarse) {
+            program.coarse(names::COARSE4, coarse..=coarse, LOOK_FURTHER);
+        }
     }
-    program.coarse(names::COARSE4, 0x0a00..=0x0a27, 255);
-    program.change_config(|config| {
-        config.flags |= flags::PREFIXES;
-        config.prefix_generation = generation;
-    });
+    for (word, bits) in fine {
+        program.put(names::FINE4, &word, &bits);
+    }
+    program.change_config(|config| config.flags |= flags::PREFIXES);
     program
+}
+
+/// `n` addresses, one per /24, from 10.0.0.9 on.
+fn one_per_24(n: u32) -> Vec<u32> {
+    (0..n).map(|n| 0x0a00_0009 + n * 256).collect()
+}
+
+fn row(name: &'static str, program: Program, entry: &'static str, frame: Vec<u8>) -> Row {
+    let slow = ["1m", "spoofed", "tracked"]
+        .iter()
+        .any(|s| name.contains(s));
+    Row {
+        name,
+        program,
+        entry,
+        frame,
+        repeat: if slow { 1_000_000 } else { 2_000_000 },
+        counter: 0,
+        warm: (0, 0),
+        times: Vec::new(),
+    }
+}
+
+/// The limiter's rows that are measured with CAP_PERFMON too: without speculation masks and barriers.
+fn limiter_rows(names: [&'static str; 5]) -> Vec<Row> {
+    let over = Rule::packets(10, 20);
+    let pass = Rule::packets(1_000_000_000, 1 << 30);
+    let elsewhere = |mask| frame4(mask, ELSEWHERE);
+    let [over_limit, passing, tracked, random, spoofed] = names;
+    let ours = "limiter4";
+    let mut clients: Vec<u32> = (0..=THOUSAND).map(|n| CLIENTS + n).collect();
+    clients.extend(one_per_24(10_000 - 1_024));
+    vec![
+        row(
+            over_limit,
+            load(ours, over, true),
+            ours,
+            elsewhere(THOUSAND),
+        ),
+        row(passing, load(ours, pass, true), ours, elsewhere(THOUSAND)),
+        row(
+            tracked,
+            with_clients(load(ours, over, true), &clients),
+            ours,
+            frame4(THOUSAND, CLIENTS),
+        ),
+        row(random, load(ours, over, true), ours, elsewhere(MILLION)),
+        row(spoofed, load(ours, over, true), ours, elsewhere(NEW)),
+    ]
 }
 
 fn rows() -> Vec<Row> {
     let over = Rule::packets(10, 20);
-    let pass = Rule::packets(1_000_000_000, 1 << 30);
-    let mut rows = Vec::new();
-    let mut row = |name, program, entry, frame, repeat| {
-        rows.push(Row {
-            name,
-            program,
-            entry,
-            frame,
-            repeat,
-            times: Vec::new(),
-        });
-    };
     let elsewhere = |mask| frame4(mask, ELSEWHERE);
-    row(
-        "empty",
-        load("empty", over, true),
-        "empty",
-        elsewhere(THOUSAND),
-        4_000_000,
-    );
-    row(
-        "generator",
-        load("generator", over, true),
-        "generator",
-        elsewhere(THOUSAND),
-        4_000_000,
-    );
-    row(
-        "parse_only",
-        load("parser", over, true),
-        "parser",
-        elsewhere(THOUSAND),
-        4_000_000,
-    );
-    let ours = "limiter4";
-    row(
+    let (ours, six) = ("limiter4", "limiter6");
+    let mut rows = Vec::new();
+    for (name, entry) in [
+        ("empty", "empty"),
+        ("generator", "generator"),
+        ("parse_only", "parser"),
+    ] {
+        rows.push(row(
+            name,
+            load(entry, over, true),
+            entry,
+            elsewhere(THOUSAND),
+        ));
+    }
+    rows.extend(limiter_rows([
         "over_limit_1k",
-        load(ours, over, true),
-        ours,
-        elsewhere(THOUSAND),
-        4_000_000,
-    );
-    row(
         "pass_1k",
-        load(ours, pass, true),
-        ours,
-        elsewhere(THOUSAND),
-        4_000_000,
-    );
-    row(
-        "over_limit_1k_10k_prefixes",
-        with_clients(load(ours, over, true)),
-        ours,
-        elsewhere(THOUSAND),
-        4_000_000,
-    );
-    // Sources 10.x.y.9: a multiple of 256 on top of 10.0.0.9. The generator varies low bits, so the
-    // clients of this row are the first 1 024 addresses of 10.0.0.0/22.
-    let mut tracked = load(ours, over, true);
-    for n in 0..1_024_u32 {
-        tracked.track(u64::from(0x0a80_0000 + n), 1 + n);
-        tracked.set_policy(&policy(1 + n, &[over]));
-    }
-    let mut tracked = with_clients(tracked);
-    for n in 0..1_024_u32 {
-        tracked.track(u64::from(0x0a80_0000 + n), 1 + n);
-    }
-    tracked.put(names::FINE4, &((0x000a_8000_u32) / 64), &u64::MAX);
-    tracked.coarse(names::COARSE4, 0x0a80..=0x0a80, 255);
-    row(
         "tracked_1k",
-        tracked,
-        ours,
-        frame4(THOUSAND, 0x0a80_0000),
-        2_000_000,
-    );
+        "random_1m",
+        "spoofed",
+    ]));
+    let prefixes = |base| {
+        let program = with_clients(load(ours, over, true), &one_per_24(10_000));
+        (program, frame4(THOUSAND, base))
+    };
+    let (program, frame) = prefixes(ELSEWHERE);
+    rows.push(row("over_limit_1k_10k_prefixes", program, ours, frame));
+    // In a /16 with clients, in /24s without: the fine bits are asked too.
+    let (program, frame) = prefixes(0x0a27_8000);
+    rows.push(row("over_limit_1k_beside_prefixes", program, ours, frame));
     let mut segment = load(ours, over, true);
     segment.set_policy(&policy(1, &[over]));
     segment.set_zone(1, 1, &[Unit::Packets]);
     segment.coarse(names::COARSE4, 0x0a00..=0x0aff, 1);
     segment.change_config(|config| config.flags |= flags::PREFIXES);
-    row(
-        "segment_1k",
-        segment,
-        ours,
-        frame4(THOUSAND, 0x0a00_0000),
-        4_000_000,
-    );
-    row(
-        "random_1m",
-        load(ours, over, true),
-        ours,
-        elsewhere(MILLION),
-        2_000_000,
-    );
-    row(
-        "spoofed",
-        load(ours, over, true),
-        ours,
-        elsewhere(NEW),
-        2_000_000,
-    );
-    row(
-        "spoofed_without_budget",
-        load(ours, over, false),
-        ours,
-        elsewhere(NEW),
-        2_000_000,
-    );
-    let six = "limiter6";
-    row(
-        "v6_over_limit_1k",
-        load(six, over, true),
-        six,
-        frame6(THOUSAND),
-        4_000_000,
-    );
-    row(
-        "v6_random_1m",
-        load(six, over, true),
-        six,
-        frame6(MILLION),
-        2_000_000,
-    );
+    rows.push(row("segment_1k", segment, ours, frame4(THOUSAND, CLIENTS)));
+    let program = load(ours, over, false);
+    rows.push(row("spoofed_without_budget", program, ours, elsewhere(NEW)));
+    for (name, mask) in [("v6_over_limit_1k", THOUSAND), ("v6_random_1m", MILLION)] {
+        rows.push(row(name, load(six, over, true), six, frame6(mask)));
+    }
     for (name, mask) in [
         ("lru_1k", THOUSAND),
         ("lru_1m", MILLION),
         ("lru_spoofed", NEW),
     ] {
-        row(name, load_rival(over), "rival", elsewhere(mask), 1_000_000);
+        rows.push(row(
+            name,
+            load("rival", over, true),
+            "rival",
+            elsewhere(mask),
+        ));
     }
     rows
 }
 
-#[track_caller]
-fn load_rival(rule: Rule) -> Program {
-    load("rival", rule, true)
-}
-
 /// Nanoseconds per packet: a long run less a short one, because the call itself costs milliseconds.
-fn measure(program: &Xdp, frame: &mut [u8], counter_at: usize, counter: &mut u64, n: u32) -> f64 {
+fn measure(row: &mut Row) -> f64 {
+    let at = if row.entry == "limiter6" { 62 } else { 42 };
+    let program: &Xdp = row.program.xdp(row.entry);
     let mut timed = |repeat: u32| -> Duration {
-        frame[counter_at..counter_at + 8].copy_from_slice(&counter.to_ne_bytes());
-        *counter += u64::from(repeat);
+        row.frame[at..at + 8].copy_from_slice(&row.counter.to_ne_bytes());
+        row.counter += u64::from(repeat);
         let start = instant();
-        run(program, frame, repeat);
+        run(program, &row.frame, repeat);
         start.elapsed()
     };
-    let short = timed(n / 10);
-    let long = timed(n);
-    (long.saturating_sub(short)).as_nanos() as f64 / f64::from(n - n / 10)
+    let short = timed(row.repeat / 10);
+    let long = timed(row.repeat);
+    (long.saturating_sub(short)).as_nanos() as f64 / f64::from(row.repeat - row.repeat / 10)
+}
+
+/// Packets counted and passed so far.
+fn tally(program: &Program) -> (u64, u64) {
+    (program.counted(), program.reason(Reason::Conforming))
+}
+
+/// Leaves the calling thread the capabilities the product has, so that the verifier masks and fences
+/// what it loads from here on as it does for the product.
+#[track_caller]
+fn as_the_product() {
+    let keep: CapsHashSet = PRODUCT.into_iter().collect();
+    caps::set(None, CapSet::Effective, &keep).or_fail("set effective capabilities");
 }
 
 /// Runs every row `rounds` times, interleaved, and prints medians beside minima.
 #[track_caller]
 pub fn kernel(rounds: u32) -> Vec<Figure> {
     pin_to_cpu(0);
-    let mut rows = rows();
-    let mut counters = vec![0_u64; rows.len()];
+    let mut rows = limiter_rows([
+        "over_limit_1k_perfmon",
+        "pass_1k_perfmon",
+        "tracked_1k_perfmon",
+        "random_1m_perfmon",
+        "spoofed_perfmon",
+    ]);
+    as_the_product();
+    rows.splice(0..0, self::rows());
     // Buckets run dry and tables fill before anything counts.
-    for round in 0..=rounds {
-        for (row, counter) in rows.iter_mut().zip(&mut counters) {
-            let at = if row.entry == "limiter6" { 62 } else { 42 };
-            let program = row.program.xdp(row.entry);
-            let repeat = if round == 0 {
-                row.repeat.max(4_000_000)
-            } else {
-                row.repeat
-            };
-            let ns = measure(program, &mut row.frame, at, counter, repeat);
-            if round > 0 {
-                row.times.push(ns);
-            }
+    for row in &mut rows {
+        let measured = row.repeat;
+        row.repeat = 4_000_000;
+        measure(row);
+        row.repeat = measured;
+        row.warm = tally(&row.program);
+    }
+    for _ in 0..rounds {
+        for row in &mut rows {
+            let ns = measure(row);
+            row.times.push(ns);
         }
     }
     report(&rows)
@@ -309,28 +316,27 @@ fn report(rows: &[Row]) -> Vec<Figure> {
     for row in rows {
         let ns = median(&row.times);
         let least = row.times.iter().copied().fold(f64::INFINITY, f64::min);
-        let counted = row.program.counted();
-        let passed = row
-            .program
-            .reason(ratelimiter_common::verdict::Reason::Conforming);
+        let (counted, passed) = tally(&row.program);
+        let (counted, passed) = (counted - row.warm.0, passed - row.warm.1);
         let share = if counted == 0 {
-            0.0
+            "-".to_owned()
         } else {
-            passed as f64 / counted as f64
+            format!("{:.2}%", passed as f64 / counted as f64 * 100.0)
         };
         println!(
-            "{:<32} {ns:>8.1} {least:>8.1} {:>7.2} {:>7.2}%",
+            "{:<32} {ns:>8.1} {least:>8.1} {:>7.2} {share:>8}",
             row.name,
             ns / empty,
-            share * 100.0
         );
-        figures.push(Figure {
-            name: format!("{}_vs_empty", row.name),
-            value: ns,
-            unit: "ns/packet".to_owned(),
-            baseline: Some(empty),
-            ratio: Some(ns / empty),
-        });
+        if row.name != "empty" {
+            figures.push(Figure {
+                name: format!("{}_vs_empty", row.name),
+                value: ns,
+                unit: "ns/packet".to_owned(),
+                baseline: Some(empty),
+                ratio: Some(ns / empty),
+            });
+        }
     }
     for (name, rival, ours) in [
         ("lru_vs_ours_1k", "lru_1k", "over_limit_1k"),
@@ -338,7 +344,6 @@ fn report(rows: &[Row]) -> Vec<Figure> {
         ("lru_vs_ours_spoofed", "lru_spoofed", "spoofed"),
     ] {
         let (rival, ours) = (of(rival), of(ours));
-        println!("{name:<32} {:>24.2}", rival / ours);
         figures.push(Figure {
             name: name.to_owned(),
             value: rival,
@@ -349,7 +354,7 @@ fn report(rows: &[Row]) -> Vec<Figure> {
     }
     figures.push(Figure {
         name: "bytes_per_source".to_owned(),
-        value: size_of::<ratelimiter_common::abi::crowd::Set4>() as f64 / 8.0,
+        value: size_of::<Set4>() as f64 / WAYS as f64,
         unit: "bytes".to_owned(),
         baseline: None,
         ratio: None,

@@ -1,20 +1,27 @@
-//! R45 at the data plane: everything works for a non-root user with three capabilities and a bpffs
+//! R45 at the data plane: everything works for a non-root user with two capabilities and a bpffs
 //! directory of its own, and nothing works for anybody else.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use ratelimiter_common::abi::merge::{MergeOp, op, result};
+use ratelimiter_common::verdict::{Reason, Verdict};
 use ratelimiter_userspace::clock;
 use ratelimiter_userspace::dataplane::caps::NEEDED;
 use ratelimiter_userspace::dataplane::{
     DEFAULT_ROOT, DataPlane, Error, ErrorKind, XdpDataPlane, detach_all,
 };
 use ratelimiter_userspace::policy::plan::Update;
+use serde_json::json;
 use tests::OrFail as _;
+use tests::flood::Flood;
+use tests::packet::Packet;
+use tests::policy::{document, install};
 use tests::residue::Residue;
 
-use crate::edge::{EDGE, Edge, native, small};
+use crate::edge::{CLIENT, EDGE, Edge, native, small};
 
 const NOBODY: u32 = 65_534;
 
@@ -55,7 +62,7 @@ fn own_directory(edge: &Edge) {
 }
 
 #[test]
-fn three_capabilities_are_enough() {
+fn two_capabilities_are_enough() {
     let _residue = Residue::watch();
     let edge = Edge::new();
     own_directory(&edge);
@@ -89,6 +96,33 @@ fn three_capabilities_are_enough() {
         });
     }
     assert!(edge.running().is_some());
+    // And it limits: every packet of one source beyond its burst is dropped.
+    let plane = edge.edge.run(|| {
+        become_nobody(&NEEDED);
+        let plane = XdpDataPlane::open(&small()).or_fail("open");
+        let policy = json!({ "segments": { "default": { "limits": {
+            "packets": { "rate_limit": 1, "time_window": 3_600, "burst": 50, "unit": "packets" }
+        } } } });
+        install(&plane, &document(policy));
+        plane.attach(EDGE, native()).or_fail("attach");
+        plane
+    });
+    let frame = Packet::eth_between(edge.client.mac(CLIENT), edge.edge.mac(EDGE))
+        .ipv4("198.51.100.1", "192.0.2.1")
+        .udp(4_000, 4_001)
+        .zeros(18)
+        .build();
+    let flood = Flood::new(vec![frame]).packets(1_000).rate(10_000);
+    let sent = edge
+        .client
+        .run(|| flood.send(CLIENT, &AtomicBool::new(false)));
+    tests::process::rest(Duration::from_millis(50));
+    let stats = plane.stats().or_fail("stats");
+    let dropped = stats.count(Reason::OverPackets, Verdict::Drop).packets;
+    let passed = stats.count(Reason::Conforming, Verdict::Pass).packets;
+    assert!(passed >= 50, "{passed} of {sent:?}");
+    assert!((900..=950).contains(&dropped), "{dropped} of {sent:?}");
+    drop(plane);
     // Another user of the machine sees and changes nothing.
     edge.edge.run(|| {
         // SAFETY: system calls without memory, on this thread only.

@@ -21,6 +21,7 @@ const DEFAULT: Sizes = Sizes {
     region_bits: 13,
     tracked: 1 << 12,
     slots: 256,
+    rival: 1,
 };
 /// First address of the crowd's sources, and of the /8 segment's.
 const BASES: [u32; 2] = [0x0b00_0000, 0x0a00_0000];

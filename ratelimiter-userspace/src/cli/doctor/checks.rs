@@ -216,7 +216,7 @@ fn memlock(release: &str, limit: Option<u64>) -> Finding {
 }
 
 fn capabilities(missing: &[String], agent_runs: bool) -> Finding {
-    let bound = "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON";
+    let bound = "CAP_BPF, CAP_NET_ADMIN";
     if missing.is_empty() {
         return Finding::ok("capabilities", "capabilities", "all present", bound);
     }
@@ -234,7 +234,7 @@ fn capabilities(missing: &[String], agent_runs: bool) -> Finding {
     } else {
         finding.bad(
             Level::Failed,
-            "run as root, by the systemd unit, or after `setcap cap_bpf,cap_net_admin,cap_perfmon+ep` on the binary",
+            "run as root, by the systemd unit, or after `setcap cap_bpf,cap_net_admin+ep` on the binary",
         )
     }
 }

@@ -259,7 +259,7 @@ fn missing_capabilities() {
     says(
         &with(missing),
         Level::Note,
-        "capabilities | capabilities | missing CAP_BPF and CAP_NET_ADMIN | CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON | the agent runs and has its own; run doctor as root to see pins and programs as it does",
+        "capabilities | capabilities | missing CAP_BPF and CAP_NET_ADMIN | CAP_BPF, CAP_NET_ADMIN | the agent runs and has its own; run doctor as root to see pins and programs as it does",
     );
     let findings = with(|f| {
         missing(f);
@@ -271,7 +271,7 @@ fn missing_capabilities() {
     assert_eq!(
         finding.fix.as_deref(),
         Some(
-            "run as root, by the systemd unit, or after `setcap cap_bpf,cap_net_admin,cap_perfmon+ep` on the binary"
+            "run as root, by the systemd unit, or after `setcap cap_bpf,cap_net_admin+ep` on the binary"
         )
     );
 }

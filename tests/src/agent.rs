@@ -39,6 +39,7 @@ pub struct Setup {
     log_level: Option<String>,
     listen: Option<String>,
     check: Option<String>,
+    grpc: Option<String>,
     check_settings: String,
 }
 
@@ -89,6 +90,13 @@ impl Setup {
     #[must_use]
     pub fn check(mut self, address: &str) -> Self {
         self.check = Some(address.to_owned());
+        self
+    }
+
+    /// Serves the check API over gRPC on this address, e.g. `127.0.0.1:9742`.
+    #[must_use]
+    pub fn grpc(mut self, address: &str) -> Self {
+        self.grpc = Some(address.to_owned());
         self
     }
 
@@ -297,11 +305,12 @@ fn write_config(setup: &Setup, directory: &Path) {
     .and_then(|()| {
         writeln!(
             text,
-            "[admin]\nlisten = {}\nsocket = {}\n\n[check]\nhttp = {}\ngrpc = \"off\"\n{}\n\
+            "[admin]\nlisten = {}\nsocket = {}\n\n[check]\nhttp = {}\ngrpc = {}\n{}\n\
              [log]\nlevel = {}\n\n{}",
             text_of(setup.listen.as_ref(), "off"),
             quoted(&directory.join(SOCKET)),
             text_of(setup.check.as_ref(), "off"),
+            text_of(setup.grpc.as_ref(), "off"),
             setup.check_settings,
             text_of(setup.log_level.as_ref(), "info"),
             setup.settings,

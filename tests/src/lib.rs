@@ -18,6 +18,7 @@ pub mod agent;
 pub mod bench;
 pub mod bpffs;
 pub mod churn;
+pub mod envoy;
 pub mod flood;
 pub mod frames;
 pub mod http;

@@ -9,6 +9,9 @@ mod edge;
 mod checks;
 #[path = "agent/doors.rs"]
 mod doors;
+#[cfg(feature = "grpc")]
+#[path = "agent/grpc.rs"]
+mod grpc;
 #[path = "agent/life.rs"]
 mod life;
 #[path = "agent/limits.rs"]

@@ -7,6 +7,7 @@ mod bench;
 mod ci;
 mod clippy;
 mod doctor;
+mod envoy;
 mod goals;
 mod libtest;
 mod report;

@@ -3,6 +3,7 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 
 use crate::apt::{self, Tool};
+use crate::envoy;
 use crate::report::Steps;
 use crate::toolchain::{self, Compiler, Linker};
 
@@ -96,7 +97,7 @@ pub(crate) fn main(args: Args) -> Result<()> {
 
 /// Makes the machine ready, and says each step.
 pub(crate) fn ensure(args: Args) -> Result<()> {
-    let mut steps = Steps::new(if args.tests { 4 } else { 3 });
+    let mut steps = Steps::new(if args.tests { 5 } else { 3 });
     steps.step("tools to build", || apt::ensure(&BUILD_TOOLS))?;
     let mut compiler = None;
     steps.step(
@@ -114,6 +115,7 @@ pub(crate) fn ensure(args: Args) -> Result<()> {
     })?;
     if args.tests {
         steps.step("tools to test", || apt::ensure(&TEST_TOOLS))?;
+        steps.step("Envoy, a proxy that asks the check API", envoy::ensure)?;
     }
     Ok(())
 }

@@ -392,16 +392,7 @@ fn run() -> anyhow::Result<()> {
     let (one, two) = (of("one_core"), of("two_cores"));
     let (one_hot, two_hot) = (of("one_core_one_client"), of("two_cores_one_client"));
     let rows = [
-        (
-            beside(
-                "lib_1k_ns",
-                hot,
-                of("hot_governor"),
-                "ns",
-                of("hot_governor") / hot,
-            ),
-            "<= 40",
-        ),
+        (value("lib_1k_ns", hot, "ns"), "<= 40"),
         (
             beside("lib_1m_vs_governor", uniform, rival, "ns", rival / uniform),
             "ratio >= 2",
@@ -424,6 +415,16 @@ fn run() -> anyhow::Result<()> {
         (value("bytes_per_client", bytes, "bytes"), "<= 50"),
         (
             value("lib_1k_sliding_log_ns", of("hot_sliding_log"), "ns"),
+            "printed",
+        ),
+        (
+            beside(
+                "lib_1k_vs_governor",
+                hot,
+                of("hot_governor"),
+                "ns",
+                of("hot_governor") / hot,
+            ),
             "printed",
         ),
         (

@@ -331,7 +331,7 @@ unsafe fn charge_tracked(
             let word = atomic::load(cell(tracked, unit));
             strange |= foreign(word, tag) & (1 << unit);
         });
-        if strange as u32 & limited != 0 && owe_burst(key, strange as u32 & limited) == 0 {
+        if strange as u32 & limited != 0 && owe_burst(key, strange as u32 & limited, slot) == 0 {
             return contended(slot as u64);
         }
         let scale = (*tracked).cost_scale as u64;
@@ -363,11 +363,11 @@ unsafe fn charge_tracked(
 }
 
 /// Deals with the words of `units` that stand on a clock nobody knows any more: unless the source is
-/// just moving, when 0 is returned, they owe a burst. Never a second one, never more than it takes to
-/// refill.
+/// just moving or no longer bound to `slot`, when 0 is returned, they owe a burst. Never a second
+/// one, never more than it takes to refill.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn owe_burst(key: u64, units: u32) -> u32 {
+pub extern "C" fn owe_burst(key: u64, units: u32, slot: u32) -> u32 {
     let Some(cpu) = lookup::cpu() else {
         return 0;
     };
@@ -383,7 +383,9 @@ pub extern "C" fn owe_burst(key: u64, units: u32) -> u32 {
             let cell = cell(tracked, unit);
             let word = atomic::load(cell);
             let bound = atomic::load(&raw const (*tracked).binding);
-            if bound as u32 & STATE_MASK == MOVING {
+            // Read after the word: a source that moved since this packet was bound stands on a clock
+            // that is well known, only not to this packet.
+            if bound as u32 & STATE_MASK == MOVING || bound as u32 & SLOT_MASK != slot {
                 return 0;
             }
             let clock = clock_of(cpu, unit);

@@ -17,6 +17,8 @@ mod limiting;
 mod loading;
 #[path = "program/merge.rs"]
 mod merge;
+#[path = "program/moves.rs"]
+mod moves;
 #[path = "program/prefixes.rs"]
 mod prefixes;
 #[path = "program/races.rs"]

@@ -9,9 +9,13 @@ use crate::config::check::mode_problem;
 
 /// The two capabilities the agent needs while it runs.
 const NEEDED: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
+/// Put in effect by the data plane while it loads the program, where it is permitted: spares packets
+/// the verifier's barriers against speculation.
+const TO_LOAD: Capability = Capability::CAP_PERFMON;
+
 /// Gives up every capability but CAP_BPF and CAP_NET_ADMIN, and the right to gain any by running
-/// another program. Applies to the calling thread and those it starts later: call it before there are
-/// any.
+/// another program. CAP_PERFMON stays permitted where it was, and is in effect only while a program
+/// is loaded. Applies to the calling thread and those it starts later: call it before there are any.
 ///
 /// Root keeps its user id and so the files it owns; it loses the right to override permissions.
 pub fn restrict() -> anyhow::Result<()> {
@@ -30,7 +34,8 @@ pub fn restrict() -> anyhow::Result<()> {
     caps::clear(None, CapSet::Ambient)?;
     caps::set(None, CapSet::Inheritable, &CapsHashSet::new())?;
     caps::set(None, CapSet::Effective, &of(&NEEDED))?;
-    caps::set(None, CapSet::Permitted, &of(&NEEDED))?;
+    let [bpf, net_admin] = NEEDED;
+    caps::set(None, CapSet::Permitted, &of(&[bpf, net_admin, TO_LOAD]))?;
     Ok(())
 }
 

@@ -6,8 +6,8 @@ use caps::{CapSet, Capability};
 
 use super::Error;
 
-/// What the data plane needs: CAP_BPF for maps and programs, CAP_NET_ADMIN for XDP. Not CAP_PERFMON:
-/// the program is written so that the verifier can guard it against speculation.
+/// What the data plane needs: CAP_BPF for maps and programs, CAP_NET_ADMIN for XDP. Not CAP_PERFMON,
+/// see [`unguarded`].
 pub const NEEDED: [Capability; 2] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN];
 
 /// Returns the capabilities of [`NEEDED`] that this thread lacks, by name.
@@ -22,6 +22,26 @@ pub fn missing() -> Vec<String> {
         .filter(|&capability| !has(capability))
         .map(|capability| capability.to_string())
         .collect()
+}
+
+/// Runs `load` with CAP_PERFMON in effect on this thread, where that is permitted, and only so long.
+///
+/// A program loaded without it is given barriers against speculation by the verifier, which make a
+/// packet about three times as dear (`cargo xtask bench program` prints both); it loads and limits
+/// all the same.
+pub(super) fn unguarded<T>(load: impl FnOnce() -> T) -> T {
+    let held = |set| caps::has_cap(None, set, Capability::CAP_PERFMON).unwrap_or(false);
+    if held(CapSet::Effective) || !held(CapSet::Permitted) {
+        return load();
+    }
+    let raised = caps::raise(None, CapSet::Effective, Capability::CAP_PERFMON);
+    let loaded = load();
+    if raised.is_ok()
+        && let Err(error) = caps::drop(None, CapSet::Effective, Capability::CAP_PERFMON)
+    {
+        tracing::warn!(%error, "CAP_PERFMON stays in effect on the thread that loaded the program");
+    }
+    loaded
 }
 
 /// A refusal for want of a right.

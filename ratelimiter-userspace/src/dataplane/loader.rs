@@ -299,7 +299,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, Error> {
         .ok_or_else(|| Error::Object(format!("the BPF object has no program `{name}`")))?
         .try_into()
         .map_err(|error| Error::Object(format!("program `{name}`: {error}")))?;
-    program.load().map_err(|error| match missing(&error) {
+    caps::unguarded(|| program.load()).map_err(|error| match missing(&error) {
         // The verifier says EACCES too; with every capability at hand, its log is the answer.
         Some(source) if !caps::missing().is_empty() => caps::denied("loading the program", source),
         _ => Error::Program(format!("`{name}`: {}", chain(&error))),

@@ -15,19 +15,12 @@ pub(crate) struct Args {
     pub(crate) tests: bool,
 }
 
-/// What building and the demo use.
-pub(crate) const BUILD_TOOLS: [Tool; 2] = [
-    Tool {
-        program: "cc",
-        package: "gcc",
-        why: "links Rust programs",
-    },
-    Tool {
-        program: "ip",
-        package: "iproute2",
-        why: "makes namespaces and veth pairs",
-    },
-];
+/// What building and the demo use, beside the C compiler that `xtask/linker` has seen to.
+pub(crate) const BUILD_TOOLS: [Tool; 1] = [Tool {
+    program: "ip",
+    package: "iproute2",
+    why: "makes namespaces and veth pairs",
+}];
 
 /// What tests and benchmarks use besides.
 pub(crate) const TEST_TOOLS: [Tool; 11] = [

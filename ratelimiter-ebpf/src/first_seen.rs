@@ -36,7 +36,7 @@ pub extern "C" fn admit_newcomer() -> u32 {
         let Some(zone) = lookup::element(&ZONES, scratch::of(cpu), zone) else {
             return 0;
         };
-        let zone: Zone = zone.read_volatile();
+        let zone = Zone::from_word(zone.cast::<u64>().read_volatile());
         let [packets, bytes, connections] = zone.regions;
         let region = if packets != NO_REGION {
             packets

@@ -148,7 +148,7 @@ pub extern "C" fn refresh_zone(zone: u32) -> u32 {
         let Some(zone) = lookup::element(&ZONES, scratch::of(cpu), number) else {
             return 0;
         };
-        let zone: Zone = zone.read_volatile();
+        let zone = Zone::from_word(zone.cast::<u64>().read_volatile());
         if zone.used == 0 {
             return 0;
         }

@@ -147,6 +147,21 @@ pub struct Zone {
     pub used: u8,
 }
 
+impl Zone {
+    /// A zone from its eight bytes in memory, read at once: a structure of smaller fields is read
+    /// field by field, and may be replaced in between.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_word(word: u64) -> Self {
+        let [a, b, c, d, packets, bytes, connections, used] = word.to_ne_bytes();
+        Self {
+            slot: u32::from_ne_bytes([a, b, c, d]),
+            regions: [packets, bytes, connections],
+            used,
+        }
+    }
+}
+
 const _: () = assert!(size_of::<PolicyEntry>() == 40 + 3 * 3 * 48);
 const _: () = assert!(size_of::<PrefixValue>() == 32 && size_of::<PrefixWords>() == 32);
 const _: () = assert!(align_of::<PrefixWords>() == 4);

@@ -21,6 +21,8 @@ use tests::runner::{Runner, on_two_cpus};
 
 /// Updates applied at a time.
 const BATCH: usize = 500;
+/// Each empties a region besides, which takes its time.
+const ZONE_FLIPS: usize = 40_000;
 
 /// A data plane attached to nothing, with one packet per second for everybody, and its zone 0.
 fn opened(tables: Tables) -> (XdpDataPlane, Zone, Netns) {
@@ -141,8 +143,7 @@ fn a_zone_that_changes_slot_and_regions_is_never_seen_in_half() {
     plane
         .apply(&[Update::Policy(Box::new(bytes))])
         .or_fail("the other policy");
-    // A store each, so many more of them.
-    let stats = flipped(&plane, 1_500_000, &flip);
+    let stats = flipped(&plane, ZONE_FLIPS, &flip);
     let total = stats.1.offered() - stats.0.offered();
     let packets = between(&stats, Reason::OverPackets, Verdict::Drop);
     let bytes = between(&stats, Reason::OverBytes, Verdict::Drop);
@@ -152,5 +153,7 @@ fn a_zone_that_changes_slot_and_regions_is_never_seen_in_half() {
     assert!(packets > 10_000 && bytes > 10_000);
     assert_eq!(off, 0, "halves of two zones");
     assert_eq!(total - packets - bytes - conforming, 0);
-    assert!(conforming < 1_000, "{conforming}");
+    // A region that changes hands is emptied: one packet on each CPU finds its bucket full again.
+    let most = 2 * ZONE_FLIPS as u64 + 1_000;
+    assert!(conforming < most, "{conforming} of at most {most}");
 }

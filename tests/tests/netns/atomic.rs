@@ -22,7 +22,7 @@ use tests::runner::{Runner, on_two_cpus};
 /// Updates applied at a time.
 const BATCH: usize = 500;
 /// Each empties a region besides, which takes its time.
-const ZONE_FLIPS: usize = 40_000;
+const ZONE_FLIPS: usize = 8_000;
 
 /// A data plane attached to nothing, with one packet per second for everybody, and its zone 0.
 fn opened(tables: Tables) -> (XdpDataPlane, Zone, Netns) {

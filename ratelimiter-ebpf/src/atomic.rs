@@ -91,27 +91,14 @@ pub(crate) unsafe fn load(word: *const u64) -> u64 {
 /// value. `noise` is anything the verifier does not know.
 #[inline(always)]
 pub(crate) fn forget(value: u32, noise: u64) -> u32 {
-    let mut value = value as u64;
-    // SAFETY: arithmetic on registers: adds zero, computed from the noise.
-    unsafe {
-        asm!(
-            "{zero} = {noise}",
-            "{zero} ^= {noise}",
-            "{value} += {zero}",
-            zero = out(reg) _,
-            noise = in(reg) noise,
-            value = inout(reg) value,
-            options(pure, nomem, nostack),
-        );
-    }
-    value as u32
+    forget64(value as u64, noise) as u32
 }
 
 /// [`forget`] for a word of 64 bits.
 #[inline(always)]
 pub(crate) fn forget64(value: u64, noise: u64) -> u64 {
     let mut value = value;
-    // SAFETY: as `forget`.
+    // SAFETY: arithmetic on registers: adds zero, computed from the noise.
     unsafe {
         asm!(
             "{zero} = {noise}",

@@ -11,6 +11,7 @@
 //! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
 //! - [`metrics`]: what Prometheus sees
 //! - [`agent`]: the composition root, the only place that knows all of the above
+mod accept;
 pub mod admin;
 pub mod agent;
 pub mod check;

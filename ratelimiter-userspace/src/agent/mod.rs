@@ -170,7 +170,6 @@ pub async fn serve(
     let observer = Observer {
         plane: Arc::clone(&plane),
         shared: Arc::clone(&shared),
-        read_every: Duration::from_millis(settings.store.flush_interval_ms),
     };
     let tracked_keeper = Keeper {
         plane: Arc::clone(&plane),
@@ -193,7 +192,7 @@ pub async fn serve(
         store: Arc::clone(&store),
         shared: Arc::clone(&shared),
         // Usage of requests is in memory alone: it is written sooner than the kernel's.
-        every: Duration::from_millis(settings.store.flush_interval_ms.max(1_000)),
+        every: Duration::from_millis(settings.store.flush_interval_ms),
     };
     let keeper_thread = std::thread::Builder::new()
         .name("checks".to_owned())

@@ -14,8 +14,8 @@ use crate::clock;
 use crate::dataplane::{DataPlane, Stats};
 use crate::store::Store;
 
-/// How often the kernel's state is looked at: well below the two seconds in which readiness tells
-/// the truth.
+/// How often the kernel's state, its counters and samples are read: well below the two seconds in which
+/// readiness tells the truth.
 const PERIOD: Duration = Duration::from_millis(250);
 /// How soon a save that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -28,8 +28,6 @@ const AVERAGE_S: f64 = 2.0;
 pub(super) struct Observer {
     pub(super) plane: Arc<dyn DataPlane>,
     pub(super) shared: Arc<Shared>,
-    /// How often counters and samples are read.
-    pub(super) read_every: Duration,
 }
 
 /// What the keeper works with.
@@ -84,30 +82,25 @@ impl Observer {
         let mut rates: Option<Rates> = None;
         let mut problems: Vec<String> = Vec::new();
         let mut figures_ns = 0;
-        let mut read_ns = 0;
         loop {
             let now_ns = clock::monotonic_ns();
-            let is_due = |last_ns: u64, every_ns: u64| {
-                last_ns == 0 || now_ns.saturating_sub(last_ns) >= every_ns
-            };
+            let figures_due =
+                figures_ns == 0 || now_ns.saturating_sub(figures_ns) >= FIGURES_EVERY_NS;
             let mut next = (**self.shared.figured.load()).clone();
             next.at_ns = now_ns;
             next.health = self.plane.health();
-            if is_due(read_ns, self.read_every.as_nanos() as u64) {
-                read_ns = now_ns;
-                let mut read = self.read(&mut next, &mut talkers, &mut rates, now_ns);
-                if read.is_ok() && is_due(figures_ns, FIGURES_EVERY_NS) {
-                    figures_ns = now_ns;
-                    read = self
-                        .plane
-                        .figures(now_ns)
-                        .map(|figures| next.figures = figures);
-                }
-                next.error = read.err().map(|error| error.to_string());
+            let mut read = self.read(&mut next, &mut talkers, &mut rates, now_ns);
+            if read.is_ok() && figures_due {
+                figures_ns = now_ns;
+                read = self
+                    .plane
+                    .figures(now_ns)
+                    .map(|figures| next.figures = figures);
             }
+            next.error = read.err().map(|error| error.to_string());
             self.shared.figured.store(Arc::new(next));
             self.tell(&mut problems);
-            match stop.recv_timeout(PERIOD.min(self.read_every)) {
+            match stop.recv_timeout(PERIOD) {
                 Err(RecvTimeoutError::Timeout) => {}
                 _ => return,
             }

@@ -34,7 +34,7 @@ pub struct Settings {
     pub kernel: Kernel,
     /// Table sizes, fixed when the tables are created: another size needs `detach --all` first.
     pub tables: Tables,
-    /// How often state is exchanged and saved.
+    /// How often state is saved.
     pub store: StoreSettings,
     /// What protects people from locking themselves out.
     pub safety: Safety,
@@ -175,13 +175,15 @@ pub struct Tables {
     pub events_bytes: u32,
 }
 
-/// How often state is exchanged and saved.
+/// How often state is saved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct StoreSettings {
-    /// How often counters and samples are read from the kernel, in milliseconds.
+    /// How often usage of the check API is saved in `state_dir`, in milliseconds: what a `kill -9`
+    /// forgets at most. Less often where a save takes longer than a tenth of it.
     pub flush_interval_ms: u64,
-    /// How often usage is saved in `state_dir`, in milliseconds.
+    /// How often usage of tracked sources is saved in `state_dir`, in milliseconds. A `kill -9`
+    /// forgets none of it, a reboot this much.
     pub save_interval_ms: u64,
 }
 
@@ -366,7 +368,7 @@ impl Default for Tables {
 impl Default for StoreSettings {
     fn default() -> Self {
         Self {
-            flush_interval_ms: 250,
+            flush_interval_ms: 1_000,
             save_interval_ms: 10_000,
         }
     }

@@ -17,8 +17,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
@@ -29,11 +27,10 @@ use super::reflection;
 use super::service::Service;
 use super::unary::{self, Status, Unary};
 use super::{Admit, service};
+use crate::accept::{self, Stopped};
 
 /// What every HTTP/2 connection begins with.
 const PREFACE: usize = 24;
-/// How long nothing is accepted after the process ran out of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Path of the one question that is asked all the time.
 const SHOULD_RATE_LIMIT: &str = "/envoy.service.ratelimit.v3.RateLimitService/ShouldRateLimit";
 
@@ -114,57 +111,19 @@ impl Server {
         for name in ["", reflection::SERVICE] {
             self.reporter.set_service_status(name, Serving).await;
         }
-        let room = Arc::new(Semaphore::new(self.limits.connections));
-        let (stop, stopped) = watch::channel(false);
-        let mut tasks = JoinSet::new();
-        let mut shutdown = std::pin::pin!(shutdown);
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = &mut shutdown => break,
-                Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-                accepted = listener.accept() => accepted,
-            };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // The listener itself is fine, and the connection waits in the backlog.
-                    tracing::debug!(%error, "no connection accepted");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
-            let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-                tracing::debug!("too many connections: one is closed");
-                continue;
-            };
-            let (server, stopped) = (self.clone(), stopped.clone());
-            tasks.spawn(async move {
-                if let Err(error) = server.converse(stream, stopped).await {
-                    tracing::trace!(%error, "connection ended");
-                }
-                drop(place);
-            });
-        }
-        drop(listener);
-        for name in ["", reflection::SERVICE] {
-            self.reporter.set_service_status(name, NotServing).await;
-        }
-        stop.send_replace(true);
-        let drained = async { while tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(self.limits.drain, drained)
-            .await
-            .is_err()
-        {
-            tracing::warn!("gRPC requests still open after the drain time are cut off");
-        }
+        let reporter = self.reporter.clone();
+        let ending = async move {
+            shutdown.await;
+            for name in ["", reflection::SERVICE] {
+                reporter.set_service_status(name, NotServing).await;
+            }
+        };
+        let (connections, drain) = (self.limits.connections, self.limits.drain);
+        let converse = |stream, stopped| self.clone().converse(stream, stopped);
+        accept::serve(listener, connections, drain, |_| (), converse, ending).await;
     }
 
-    async fn converse(
-        self,
-        mut stream: TcpStream,
-        mut stopped: watch::Receiver<bool>,
-    ) -> io::Result<()> {
+    async fn converse(self, mut stream: TcpStream, stopped: Stopped) -> io::Result<()> {
         stream.set_nodelay(true)?;
         // hyper waits for ever for a connection's first bytes.
         let mut preface = [0; PREFACE];
@@ -190,7 +149,7 @@ impl Server {
         let mut connection = std::pin::pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
-            () = async { let _ended = stopped.wait_for(|stopped| *stopped).await.is_ok(); } => {
+            () = accept::ended(stopped) => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
             }

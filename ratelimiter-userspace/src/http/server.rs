@@ -31,6 +31,7 @@ use super::gate::Peer;
 use super::io::Impatient;
 use super::listen::{self, Listener};
 use super::workers::Workers;
+use crate::accept::{self, Stopped};
 
 /// Bounds of the service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,9 +59,6 @@ impl Default for Limits {
         }
     }
 }
-
-/// How long nothing is accepted after the process ran out of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// What answers the requests of connections.
 pub trait Answers: Clone + Send + Sync + 'static {
@@ -114,7 +112,7 @@ pub async fn serve(
             biased;
             () = &mut shutdown => break,
             Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-            accepted = accept(&listener) => accepted,
+            accepted = next(&listener) => accepted,
         };
         let accepted = match accepted {
             Ok(accepted) => accepted,
@@ -125,7 +123,7 @@ pub async fn serve(
                 stats.refused.fetch_add(1, Ordering::Relaxed);
                 connections.evict_idlest();
                 tracing::debug!(%error, "no connection accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                tokio::time::sleep(accept::PAUSE).await;
                 continue;
             }
         };
@@ -168,7 +166,7 @@ enum Accepted {
     Unix(std::os::unix::net::UnixStream),
 }
 
-async fn accept(listener: &Listener) -> io::Result<Accepted> {
+async fn next(listener: &Listener) -> io::Result<Accepted> {
     match listener {
         Listener::Tcp(listener) => {
             let (stream, address) = listener.accept().await?;
@@ -187,7 +185,7 @@ async fn serve_accepted(
     answers: impl Answers,
     limits: Limits,
     ticket: Ticket,
-    stopped: watch::Receiver<bool>,
+    stopped: Stopped,
 ) {
     // From here on the connection belongs to the runtime that serves it.
     match accepted {
@@ -211,7 +209,7 @@ async fn serve_one(
     answers: impl Answers,
     limits: Limits,
     ticket: Ticket,
-    mut stopped: watch::Receiver<bool>,
+    stopped: Stopped,
 ) {
     let served = Arc::new((answers, ticket, peer));
     let service = service_fn(move |request: Request<Incoming>| {
@@ -237,7 +235,7 @@ async fn serve_one(
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = async { let _ended = stopped.wait_for(|stopped| *stopped).await.is_ok(); } => {
+        () = accept::ended(stopped) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

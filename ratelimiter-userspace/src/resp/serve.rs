@@ -7,18 +7,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::reader::MAX_COMMAND_BYTES;
 use super::session::Session;
 use super::{Admit, Throttle};
+use crate::accept;
 
 /// Bytes of a connection's read buffer while its commands are short.
 const SMALL_BUFFER: usize = 16 * 1024;
-/// How long nothing is accepted after the process ran out of descriptors or memory.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Bounds of the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,46 +46,25 @@ pub async fn serve(
     limits: Limits,
     shutdown: impl Future<Output = ()>,
 ) {
-    let room = Arc::new(Semaphore::new(limits.connections));
-    let (stop, stopped) = watch::channel(false);
-    let mut tasks = JoinSet::new();
-    let mut shutdown = std::pin::pin!(shutdown);
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = &mut shutdown => break,
-            Some(_) = tasks.join_next(), if !tasks.is_empty() => continue,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                // The listener itself is fine, and the connection waits in the backlog.
-                tracing::debug!(%error, "no connection accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Ok(place) = Arc::clone(&room).try_acquire_owned() else {
-            // Best effort, and never waited for.
-            let _told = stream.try_write(b"-ERR max number of clients reached\r\n");
-            continue;
-        };
+    let refuse = |stream: &TcpStream| {
+        // Best effort, and never waited for.
+        let _told = stream.try_write(b"-ERR max number of clients reached\r\n");
+    };
+    let converse = |stream, stopped| {
         let session = Session::new(Arc::clone(&shared), Some(Arc::clone(&admit)));
-        let mut stopped = stopped.clone();
-        tasks.spawn(async move {
-            let stop = async move {
-                let _ended = stopped.wait_for(|stopped| *stopped).await.is_ok();
-            };
-            if let Err(error) = converse(stream, session, limits, stop).await {
-                tracing::trace!(%error, "connection ended");
-            }
-            drop(place);
-        });
-    }
-    drop(listener);
-    stop.send_replace(true);
-    while tasks.join_next().await.is_some() {}
+        converse(stream, session, limits, accept::ended(stopped))
+    };
+    // A reply that was begun may take as long as its peer may.
+    let drain = limits.write_timeout;
+    accept::serve(
+        listener,
+        limits.connections,
+        drain,
+        refuse,
+        converse,
+        shutdown,
+    )
+    .await;
 }
 
 async fn converse(

@@ -8,6 +8,7 @@
 //! - [`check`]: the limiter as the agent runs it, for every transport of the check API
 //! - [`client`]: the check API asked from elsewhere, with a deadline and a fallback
 //! - [`store`]: what outlives the process
+//! - [`sync`]: many hosts, one limit
 //! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
 //! - [`metrics`]: what Prometheus sees
 //! - [`agent`]: the composition root, the only place that knows all of the above
@@ -29,3 +30,4 @@ pub mod metrics;
 pub mod policy;
 pub mod resp;
 pub mod store;
+pub mod sync;

@@ -15,7 +15,7 @@ const USERSPACE: &str = "ratelimiter-userspace/src/";
 
 const IO: &[&str] = &["tokio::", "aya::", "redis::", "axum::", "redb::", "hyper::"];
 
-const BANS: [Ban; 12] = [
+const BANS: [Ban; 13] = [
     Ban {
         directory: "ratelimiter-userspace/src/policy/",
         except: &[],
@@ -33,6 +33,12 @@ const BANS: [Ban; 12] = [
         except: &[],
         paths: IO,
         why: "config is pure",
+    },
+    Ban {
+        directory: "ratelimiter-userspace/src/sync/",
+        except: &[],
+        paths: IO,
+        why: "sync is pure",
     },
     Ban {
         directory: "ratelimiter-userspace/src/dataplane/",

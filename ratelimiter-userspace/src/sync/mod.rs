@@ -1,0 +1,44 @@
+//! Many hosts, one limit: what is agreed between them, without the network.
+//!
+//! - [`settle`]: the words of the protocol: an [`Entry`] goes to the store, an [`Answer`] comes back
+//! - [`beat`]: the registry of hosts, and which sources are hot
+//! - [`ledger`]: what the store does with both, in memory: the reference for the store's scripts
+//!
+//! Pure: no clock is read, time is an argument, and nothing here knows a network or a kernel. How
+//! the algorithm works is in `docs/fleet.md`.
+
+pub mod beat;
+pub mod ledger;
+pub mod settle;
+
+pub use beat::{Beat, Fleet, HotSource};
+pub use ledger::Ledger;
+pub use settle::{Answer, Entry, FleetKey, FleetQuota, KeyHasher, Plane, Settled};
+
+/// The store that hosts share, as the loops that settle see it.
+///
+/// Implementations give every call an outer deadline, answer [`Unsettled`] when it has passed, and
+/// never send a batch a second time: what came of an unanswered batch is unknown, and charging it
+/// twice denies the innocent.
+#[async_trait::async_trait]
+pub trait Settle: Send + Sync {
+    /// Settles `batch`, at most [`settle::MAX_BATCH`] entries; the answers are in its order.
+    async fn settle(&self, batch: &[Entry]) -> Result<Settled, Unsettled>;
+
+    /// Tells the registry that this host lives, and learns who else does.
+    async fn beat(&self, beat: &Beat) -> Result<Fleet, Unsettled>;
+}
+
+/// Why the store did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsettled {
+    /// No store to be reached now: refused, broken off, or the breaker is open.
+    #[error("the store is away: {0}")]
+    Away(String),
+    /// The deadline passed. The batch may have been settled nevertheless.
+    #[error("no answer from the store within {0} ms")]
+    Late(u64),
+    /// The store answered, but not with what was asked for.
+    #[error("the store's answer is not understood: {0}")]
+    Garbled(String),
+}

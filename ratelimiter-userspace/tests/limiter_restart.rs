@@ -310,7 +310,7 @@ fn an_open_breaker_refuses_and_probes() {
     limiter.set_breaker("db", Some(config)).unwrap();
     assert!(limiter.allow_request("s"));
     for _ in 0..20 {
-        limiter.outcome("db", false);
+        limiter.outcome("db", false, 1.0);
     }
     wait_for("opening", || {
         limiter.check("s", 1).unwrap().reason == Reason::BackendOpen
@@ -326,10 +326,10 @@ fn an_open_breaker_refuses_and_probes() {
     let more = (0..20).filter(|_| limiter.allow_request("s")).count();
     assert_eq!(more, 3);
     for _ in 0..4 {
-        limiter.outcome_of("s", true);
+        limiter.outcome_of("s", true, 1.0);
     }
     wait_for("closing", || {
-        limiter.outcome("db", true);
+        limiter.outcome("db", true, 1.0);
         limiter.breakers()[0].phase == Phase::Closed
     });
     assert!(limiter.allow_request("s"));

@@ -21,8 +21,9 @@ use crate::policy::model::Document;
 pub use edit::{Edit, LimitPut, ListName, ListPut};
 pub use error::{AdminError, FieldError};
 use views::{
-    AttachRequest, ChangeView, Changed, ClientView, Event, Explanation, InterfaceView, LimitRow,
-    ListEntryView, Page, PageQuery, ResetAnswer, SegmentView, SourceRow, Status, Tagged,
+    AdaptiveView, AttachRequest, ChangeView, Changed, ClientView, Event, Explanation, HealthAnswer,
+    HealthReport, InterfaceView, LimitRow, ListEntryView, Page, PageQuery, PauseRequest,
+    ResetAnswer, ResumeRequest, SegmentView, SourceRow, Status, Tagged,
 };
 
 /// Result of an operation.
@@ -134,6 +135,15 @@ pub trait Admin: Send + Sync + 'static {
     async fn events(&self, query: PageQuery) -> Result<Page<Event>>;
     /// Resolves when there is an event newer than `after`.
     async fn event_after(&self, after: u64);
+
+    /// Takes a report of a backend's health; the answer comes when it has been acted upon.
+    async fn health(&self, report: HealthReport, caller: &Caller) -> Result<HealthAnswer>;
+    /// Limits that follow health and load, as they are now.
+    async fn adaptive(&self) -> Result<AdaptiveView>;
+    /// Holds what is in force, or a factor, until it is resumed.
+    async fn pause(&self, request: PauseRequest, caller: &Caller) -> Result<AdaptiveView>;
+    /// Lets the controllers decide again.
+    async fn resume(&self, request: ResumeRequest, caller: &Caller) -> Result<AdaptiveView>;
 
     /// The metrics as text: Prometheus 0.0.4, or OpenMetrics 1.0.
     async fn metrics(&self, open_metrics: bool) -> Result<String>;

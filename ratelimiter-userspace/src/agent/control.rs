@@ -53,6 +53,13 @@ impl Control {
     }
 }
 
+impl Control {
+    /// Does `job` with the core soon, if there is room in the queue; nobody waits for it.
+    pub(super) fn post(&self, job: impl FnOnce(&mut Core) + Send + 'static) -> bool {
+        self.jobs.try_send(Box::new(job)).is_ok()
+    }
+}
+
 fn run(mut core: Core, queue: &Receiver<Job>) {
     loop {
         match queue.recv_timeout(TICK) {

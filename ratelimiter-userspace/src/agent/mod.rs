@@ -3,9 +3,11 @@
 //! The only place that knows the data plane, the store, the policy and HTTP at once.
 //!
 //! - [`core`](self::core): the policy in force and every way to change it, on the `control` thread
+//! - `adaptive`: limits that follow the health of what they protect, on a thread of its own
 //! - `observe`: reads what the kernel counts; `talkers`, `usage` keep it
 //! - `service`: the agent as people use it; `explain`, `events`, `reload` are parts of it
 //! - [`privileges`]: what the agent keeps of its rights
+mod adaptive;
 mod checks;
 mod control;
 mod core;
@@ -17,7 +19,9 @@ mod observe;
 pub mod privileges;
 mod reload;
 mod requests;
+mod rows;
 mod service;
+mod signals;
 mod standing;
 mod state;
 mod tag;
@@ -36,7 +40,6 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use arc_swap::ArcSwap;
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use self::core::{Core, Parts};
@@ -44,6 +47,7 @@ use control::Control;
 use observe::{Keeper, Observer};
 use reload::{Reloader, names};
 use service::Service;
+use signals::{tell_systemd, until_told};
 use state::{Figured, Shared};
 
 use crate::admin::views::EventKind;
@@ -198,7 +202,20 @@ pub async fn serve(
         .name("checks".to_owned())
         .spawn(move || keeper.run(&keeper_stopped))
         .context("starting the thread that saves usage")?;
+    let (adaptive, commands) = adaptive::channel();
+    let worker = adaptive::Worker::new(
+        &settings,
+        (Arc::clone(&shared), Arc::clone(&plane), Arc::clone(&store)),
+        control.clone(),
+        &adaptive,
+        tokio::runtime::Handle::current(),
+    );
+    let adaptive_thread = std::thread::Builder::new()
+        .name("adaptive".to_owned())
+        .spawn(move || worker.run(&commands))
+        .context("starting the thread that follows health")?;
     let reloader = Arc::new(Reloader {
+        adaptive: Arc::clone(&adaptive),
         path: options.config_path.clone(),
         load: options.load.clone(),
         started_with: settings.clone(),
@@ -210,6 +227,7 @@ pub async fn serve(
         descriptors: ArcSwap::from_pointee(settings.check.descriptors.clone()),
     });
     let service = Arc::new(Service {
+        adaptive,
         control: control.clone(),
         plane: Arc::clone(&plane),
         store,
@@ -287,10 +305,12 @@ pub async fn serve(
     drop(control);
     drop((stop_observer, stop_keeper, stop_tracked_keeper));
     tokio::task::spawn_blocking(move || {
+        // Before the control thread: it speaks to that one.
+        let adapted = adaptive_thread.join().is_ok();
         let observed = observer_thread.join().is_ok();
         let controlled = control_thread.join().is_ok();
         let kept = keeper_thread.join().is_ok() && tracked_keeper_thread.join().is_ok();
-        observed && controlled && kept
+        adapted && observed && controlled && kept
     })
     .await
     .context("ending the threads")?
@@ -459,6 +479,7 @@ fn build(
             checks_error: ArcSwap::default(),
             check_connections: Arc::default(),
             checks: checks.clone(),
+            adaptive: ArcSwap::default(),
             begin: clock::instant(),
         })
     })?;
@@ -490,49 +511,4 @@ async fn restore_usage(
     })
     .await
     .context("restoring usage")
-}
-
-/// Serves signals, the watchdog and the configuration file until it is time to stop.
-async fn until_told(
-    reloader: &Reloader,
-    control: &Control,
-    shared: &Shared,
-    shutdown: impl Future<Output = ()>,
-) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("watching SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("watching SIGINT")?;
-    let mut hangup = signal(SignalKind::hangup()).context("watching SIGHUP")?;
-    let mut period_us = 0;
-    let watched = sd_notify::watchdog_enabled(false, &mut period_us);
-    let mut watchdog = tokio::time::interval(Duration::from_micros(period_us.max(200_000) / 2));
-    let watching = reloader.watch(control);
-    tokio::pin!(watching, shutdown);
-    loop {
-        tokio::select! {
-            () = &mut shutdown => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-            _ = interrupt.recv() => return Ok(()),
-            _ = hangup.recv() => {
-                tell_systemd(&[NotifyState::Reloading]);
-                // The outcome is in the log, the events and the metrics.
-                let _outcome = reloader.reload(control, "SIGHUP").await;
-                tell_systemd(&[NotifyState::Ready]);
-            }
-            _ = watchdog.tick(), if watched => {
-                // A stale observer means a hung kernel call: then systemd shall restart us.
-                let age_ns = clock::monotonic_ns()
-                    .saturating_sub(shared.figured.load().at_ns);
-                if age_ns < period_us.saturating_mul(1_000).max(10_000_000_000) {
-                    tell_systemd(&[NotifyState::Watchdog]);
-                }
-            }
-            () = &mut watching => {}
-        }
-    }
-}
-
-fn tell_systemd(states: &[NotifyState]) {
-    if let Err(error) = sd_notify::notify(false, states) {
-        tracing::debug!(%error, "systemd does not listen");
-    }
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::adaptive::Handle;
 use super::control::Control;
 use super::doors::{self, Doors};
-use super::service::plane_mode;
+use super::rows::plane_mode;
 use super::state::Shared;
 use super::{Loader, credentials, privileges};
 use crate::admin::views::{Changed, EventKind};
@@ -34,6 +35,7 @@ pub(super) struct Reloader {
     pub(super) plane: Arc<dyn DataPlane>,
     pub(super) gate: Arc<Gate>,
     pub(super) doors: Arc<Doors>,
+    pub(super) adaptive: Arc<Handle>,
     /// Descriptor files in force.
     pub(super) descriptors: ArcSwap<Vec<String>>,
 }
@@ -100,6 +102,9 @@ impl Reloader {
         let mode = settings.mode();
         let mut changed = control.with(move |core| core.reload(fixed, mode)).await?;
         if let Err(error) = self.shared.checks.configure(&settings) {
+            changed.warnings.push(error.to_string());
+        }
+        if let Err(error) = self.adaptive.configure(&settings) {
             changed.warnings.push(error.to_string());
         }
         if let Err(error) = self.doors.configure(descriptors, mode) {

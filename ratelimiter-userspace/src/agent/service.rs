@@ -1,37 +1,41 @@
 //! The agent as people use it: [`Admin`] on the control thread, the view and the figures.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use async_trait::async_trait;
 
+use super::adaptive::Handle;
 use super::control::Control;
 use super::core::{plane_error, store_error};
 use super::explain;
 use super::reload::Reloader;
+use super::rows::{
+    all_limits, client_view, crowd_views, effective_rows, interface_view, members, plane_mode,
+    segment_view, tag,
+};
 use super::state::{Shared, View, shown};
-use super::tag::shown_tag;
-use super::{requests, standing};
+use super::{adaptive, requests, standing};
 use crate::admin::views::{
-    AttachRequest, ChangeView, Changed, ClientView, CountView, CrowdView, DefinedIn, Event,
-    EventKind, Explanation, InterfaceView, LimitRow, ListEntryView, Owner, Page, PageQuery,
-    ResetAnswer, SegmentView, SourceRow, Status, StoreView, TableView, Tagged,
+    AdaptiveView, AttachRequest, ChangeView, Changed, ClientView, CountView, DefinedIn, Event,
+    EventKind, Explanation, HealthAnswer, HealthReport, InterfaceView, LimitRow, ListEntryView,
+    Owner, Page, PageQuery, PauseRequest, ResetAnswer, ResumeRequest, SegmentView, SourceRow,
+    Status, StoreView, TableView, Tagged,
 };
 use crate::admin::{Admin, AdminError, Caller, ChangeOptions, Edit, ListName, Result};
 use crate::clock;
-use crate::config;
-use crate::dataplane::{AttachMode, AttachOptions, DataPlane, Interface, InterfaceState};
+use crate::dataplane::{AttachOptions, DataPlane};
 use crate::metrics;
-use crate::policy::model::{Client, DEFAULT_SEGMENT, Document, Segment};
-use crate::policy::resolve::{Effective, Source, kernel_limits, request_limits, segment_of};
+use crate::policy::model::{DEFAULT_SEGMENT, Document};
+use crate::policy::resolve::segment_of;
 use crate::policy::slots::PolicyName;
 use crate::store::Store;
 
 /// The agent as people use it.
 pub(super) struct Service {
     pub(super) control: Control,
+    pub(super) adaptive: Arc<Handle>,
     pub(super) plane: Arc<dyn DataPlane>,
     pub(super) store: Arc<dyn Store>,
     pub(super) shared: Arc<Shared>,
@@ -65,136 +69,6 @@ fn not_found(what: &'static str, name: &str) -> AdminError {
     AdminError::NotFound {
         what,
         name: name.to_owned(),
-    }
-}
-
-fn tag(view: &View, path: &str) -> String {
-    shown_tag(&view.stored, &view.document, path).unwrap_or_default()
-}
-
-fn row(view: &View, owner: Owner, owner_name: &str, effective: &Effective<'_>) -> LimitRow {
-    let quota = effective.spec.quota();
-    LimitRow {
-        owner,
-        owner_name: owner_name.to_owned(),
-        name: effective.name.to_owned(),
-        rate_limit: effective.spec.rate_limit,
-        time_window: effective.spec.time_window,
-        burst: quota.burst,
-        unit: effective.spec.unit,
-        algorithm: effective.spec.algorithm(),
-        mode: effective.mode,
-        defined_in: match owner {
-            Owner::Client if view.fixed.clients.contains_key(owner_name) => DefinedIn::File,
-            Owner::Client => DefinedIn::Store,
-            Owner::Segment => explain::segment_defined_in(view, owner_name),
-        },
-    }
-}
-
-fn effective_rows(
-    view: &View,
-    id: Option<&str>,
-    client: Option<&Client>,
-    segment: &str,
-) -> Vec<LimitRow> {
-    let document = &view.document;
-    kernel_limits(document, client, segment, view.mode)
-        .into_iter()
-        .flatten()
-        .chain(request_limits(document, client, segment, view.mode))
-        .map(|effective| match (effective.source, id) {
-            (Source::Client, Some(id)) => row(view, Owner::Client, id, &effective),
-            (Source::DefaultSegment, _) => row(view, Owner::Segment, DEFAULT_SEGMENT, &effective),
-            _ => row(view, Owner::Segment, segment, &effective),
-        })
-        .collect()
-}
-
-fn client_view(view: &View, id: &str, client: &Client) -> ClientView {
-    ClientView {
-        id: id.to_owned(),
-        client: client.clone(),
-        defined_in: if view.fixed.clients.contains_key(id) {
-            DefinedIn::File
-        } else {
-            DefinedIn::Store
-        },
-        effective: effective_rows(view, Some(id), Some(client), segment_of(client)),
-        pending: view.trial(&format!("clients/{id}")),
-    }
-}
-
-fn members(document: &Document) -> BTreeMap<&str, u64> {
-    let mut members = BTreeMap::new();
-    for client in document.clients.values() {
-        *members.entry(segment_of(client)).or_default() += 1;
-    }
-    members
-}
-
-fn segment_view(view: &View, name: &str, segment: &Segment, clients: u64) -> SegmentView {
-    SegmentView {
-        name: name.to_owned(),
-        segment: segment.clone(),
-        defined_in: explain::segment_defined_in(view, name),
-        clients,
-        pending: view.trial(&format!("segments/{name}")),
-    }
-}
-
-/// Every limit as its owner wrote it, segments first.
-fn all_limits(view: &View) -> Vec<LimitRow> {
-    let document = &view.document;
-    let written = |owner, name: &str, limits: &crate::policy::model::Limits, mode| {
-        limits
-            .iter()
-            .map(|(limit, spec)| {
-                let effective = Effective {
-                    name: limit,
-                    spec,
-                    source: Source::Client,
-                    mode: spec.mode.or(mode).unwrap_or(view.mode),
-                };
-                row(view, owner, name, &effective)
-            })
-            .collect::<Vec<_>>()
-    };
-    let segments = document
-        .segments
-        .iter()
-        .flat_map(|(name, s)| written(Owner::Segment, name, &s.limits, s.mode));
-    let clients = document
-        .clients
-        .iter()
-        .flat_map(|(id, c)| written(Owner::Client, id, &c.limits, c.mode));
-    segments.chain(clients).collect()
-}
-
-fn interface_view(interface: &Interface) -> InterfaceView {
-    let (state, problem) = match &interface.state {
-        InterfaceState::Attached => ("attached", None),
-        InterfaceState::Absent => ("absent", Some("the interface does not exist".to_owned())),
-        InterfaceState::Failed { reason } => ("failed", Some(reason.clone())),
-    };
-    InterfaceView {
-        name: interface.name.clone(),
-        index: interface.index,
-        mode: match interface.mode {
-            AttachMode::Native => config::AttachMode::Native,
-            AttachMode::Generic => config::AttachMode::Generic,
-        },
-        attached: interface.is_attached(),
-        state: state.to_owned(),
-        problem,
-        since_s: clock::monotonic_ns().saturating_sub(interface.since_ns) as f64 / 1e9,
-    }
-}
-
-pub(super) fn plane_mode(mode: config::AttachMode) -> AttachMode {
-    match mode {
-        config::AttachMode::Native => AttachMode::Native,
-        config::AttachMode::Generic => AttachMode::Generic,
     }
 }
 
@@ -526,8 +400,10 @@ impl Admin for Service {
     async fn explain_source(&self, address: IpAddr) -> Result<Explanation> {
         let v6_prefix_len = self.v6_prefix_len;
         let store = Arc::clone(&self.store);
+        let followed = self.shared.adaptive.load_full();
         self.blocking(move |plane, view| {
             let mut found = explain::source(view, plane, v6_prefix_len, address)?;
+            adaptive::explain(&mut found, &followed);
             standing::sign(&mut found, store.as_ref()).map(|()| found)
         })
         .await
@@ -537,9 +413,11 @@ impl Admin for Service {
         let (v6_prefix_len, id) = (self.v6_prefix_len, id.to_owned());
         let checks = self.shared.checks.clone();
         let store = Arc::clone(&self.store);
+        let followed = self.shared.adaptive.load_full();
         self.blocking(move |plane, view| {
             let explained = explain::client(view, plane, v6_prefix_len, &id);
             let mut found = requests::explain(&checks, view, &id, explained)?;
+            adaptive::explain(&mut found, &followed);
             standing::sign(&mut found, store.as_ref()).map(|()| found)
         })
         .await
@@ -622,6 +500,34 @@ impl Admin for Service {
         self.shared.events.after(after).await;
     }
 
+    async fn health(&self, report: HealthReport, caller: &Caller) -> Result<HealthAnswer> {
+        self.adaptive.health(report, caller).await
+    }
+
+    async fn adaptive(&self) -> Result<AdaptiveView> {
+        Ok((**self.shared.adaptive.load()).clone())
+    }
+
+    async fn pause(&self, request: PauseRequest, caller: &Caller) -> Result<AdaptiveView> {
+        let PauseRequest { backend, factor } = request;
+        let what = format!(
+            "pause {} at {}",
+            backend.as_deref().unwrap_or("every backend"),
+            factor.map_or_else(|| "what is in force".to_owned(), |f| f.to_string())
+        );
+        self.adaptive.pause(backend, factor).await?;
+        self.note(caller, &what);
+        self.adaptive().await
+    }
+
+    async fn resume(&self, request: ResumeRequest, caller: &Caller) -> Result<AdaptiveView> {
+        let backend = request.backend;
+        let what = format!("resume {}", backend.as_deref().unwrap_or("every backend"));
+        self.adaptive.resume(backend).await?;
+        self.note(caller, &what);
+        self.adaptive().await
+    }
+
     async fn metrics(&self, open_metrics: bool) -> Result<String> {
         let view = self.shared.view.load_full();
         let figured = self.shared.figured.load_full();
@@ -652,47 +558,9 @@ impl Admin for Service {
                 http: &self.shared.http,
                 checks: &self.shared.checks,
                 check_connections: &self.shared.check_connections,
+                adaptive: &self.shared.adaptive.load(),
             },
             open_metrics,
         ))
     }
-}
-
-/// The crowd's regions with what the sizing law says about them.
-fn crowd_views(view: &View, figured: &super::state::Figured) -> Vec<CrowdView> {
-    let slot_of = |zone: u8| view.compiled.zones.get(usize::from(zone)).map(|z| z.slot);
-    figured
-        .figures
-        .crowd
-        .iter()
-        .map(|fill| {
-            let policy = slot_of(fill.zone).and_then(|slot| view.compiled.policies.get(&slot));
-            let segment = match policy.map(|policy| &policy.name) {
-                Some(PolicyName::Segment(name) | PolicyName::Client(name)) => name.as_str(),
-                None => DEFAULT_SEGMENT,
-            };
-            let number = view.compiled.segments.get(segment).copied().unwrap_or(0);
-            let conforming_per_s = figured
-                .conforming_per_s
-                .get(number as usize)
-                .copied()
-                .unwrap_or(0.0);
-            CrowdView {
-                family: if fill.v6 { 6 } else { 4 },
-                region: fill.region,
-                segment: segment.to_owned(),
-                unit: ["packets", "bytes", "connections"]
-                    .get(usize::from(fill.unit))
-                    .copied()
-                    .unwrap_or("packets")
-                    .to_owned(),
-                capacity: fill.capacity,
-                claimed: fill.claimed,
-                indebted: fill.indebted,
-                over_limit: fill.over_limit,
-                phi: fill.phi(conforming_per_s),
-                offender_share: fill.offender_share(),
-            }
-        })
-        .collect()
 }

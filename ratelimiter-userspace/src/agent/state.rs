@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::events::Events;
 use super::talkers::Talker;
-use crate::admin::views::Pending;
+use crate::admin::views::{AdaptiveView, Pending};
 use crate::check::Checks;
 use crate::clock;
 use crate::dataplane::{Figures, Health, Stats};
@@ -162,6 +162,8 @@ pub(super) struct Shared {
     /// Why the last save of the check API's usage failed; empty if it did not.
     pub(super) checks_error: ArcSwap<String>,
     pub(super) checks: Checks,
+    /// What follows health and load.
+    pub(super) adaptive: ArcSwap<AdaptiveView>,
     /// Connections of the check API.
     pub(super) check_connections: Arc<ConnectionStats>,
     pub(super) begin: Instant,

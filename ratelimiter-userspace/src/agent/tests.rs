@@ -1,5 +1,6 @@
 //! The agent in process, on the fake data plane and the memory store, over real HTTP.
 
+mod adaptive;
 mod api;
 mod check_doors;
 mod checks;

@@ -290,6 +290,7 @@ mod tests {
         settings.check.unknown_clients = UnknownClients::DefaultSegment;
         let backend = Backend {
             breaker: Some(Breaker::default()),
+            ..Backend::default()
         };
         settings.backends.insert("default".to_owned(), backend);
         checks.configure(&settings).unwrap();

@@ -99,7 +99,9 @@ pub async fn run(args: CheckArgs) -> Outcome {
 
 fn render(id: &str, answer: &CheckAnswer, style: Style) -> String {
     let id = clean(id);
-    let degraded = if answer.degraded {
+    let degraded = if answer.reason.as_deref() == Some("reduced_capacity") {
+        "\n  degraded: limits are reduced because the backend is short of capacity"
+    } else if answer.degraded {
         "\n  degraded: the store does not answer, this host decides alone"
     } else {
         ""

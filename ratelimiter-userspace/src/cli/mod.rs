@@ -7,6 +7,7 @@
     clippy::format_push_string,
     reason = "texts for people: an allocation more does not matter, a fallible `write!` reads worse"
 )]
+pub mod adaptive;
 pub mod agent;
 pub mod attach;
 pub mod change;
@@ -21,6 +22,7 @@ pub mod diff;
 pub mod doctor;
 pub mod exit;
 pub mod explain;
+pub mod health;
 pub mod limit_text;
 pub mod limits;
 pub mod lists;
@@ -104,6 +106,12 @@ enum Command {
     Reset(explain::ResetArgs),
     /// Ask whether a client's request is allowed, and charge it
     Check(check::CheckArgs),
+    /// Limits that follow the health of what they protect
+    #[command(subcommand)]
+    Adaptive(adaptive::AdaptiveCommand),
+    /// Report the health of a backend
+    #[command(subcommand)]
+    Health(health::HealthCommand),
     /// Check, show and explain the configuration file
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -157,6 +165,8 @@ fn run(command: Command) -> Outcome {
         Command::Explain(args) => block_on(explain::run(args)),
         Command::Reset(args) => block_on(explain::reset(args)),
         Command::Check(args) => block_on(check::run(args)),
+        Command::Adaptive(command) => block_on(adaptive::run(command)),
+        Command::Health(command) => block_on(health::run(command)),
         Command::Confirm(args) => block_on(changes::confirm(args)),
         Command::Rollback(args) => block_on(changes::rollback(args)),
         Command::Changes(args) => block_on(changes::run(args)),

@@ -37,6 +37,7 @@ pub fn check(settings: &Settings) -> Vec<Issue> {
     check.checks(settings);
     check.log(&settings.log.level);
     check.credentials(&settings.credentials);
+    check.0.extend(super::adaptive::check(settings));
     check.0
 }
 

@@ -4,6 +4,7 @@
 //! in [`settings`]; the example, the schema and `config show` are made from there.
 //!
 //! - [`settings`]: what can be set, and every default
+//! - [`adaptive`]: limits that follow health: settings, defaults, bounds
 //! - [`mod@load`]: from texts to a [`Loaded`], or to [`Refused`] with line, column and excerpt
 //! - [`layers`]: environment variables and flags
 //! - [`mod@check`]: bounds of settings; mode bits of the file
@@ -14,6 +15,7 @@ mod problem;
 mod values;
 mod words;
 
+pub mod adaptive;
 pub mod check;
 pub mod layers;
 pub mod load;

@@ -1,4 +1,5 @@
-//! What can be set, and every default a user meets. The only file with defaults.
+//! What can be set, and every default a user meets. The only file with defaults, but for
+//! [`super::adaptive`].
 //!
 //! `config example`, `config default`, `config show` and `config schema` are made from these types:
 //! the doc comments are the explanations people read.
@@ -8,6 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::adaptive::{self, Adaptive};
 use super::values::{Interface, Listen, LogFormat, Malformed, Right, Secret, UnknownClients};
 use crate::policy::model::{Client, LimitSpec, Limits, Mode, Segment, Unit};
 use crate::policy::units::Window;
@@ -42,6 +44,8 @@ pub struct Settings {
     pub escalation: Escalation,
     /// What is protected, by the name that segments call it.
     pub backends: BTreeMap<String, Backend>,
+    /// What this host's load changes.
+    pub adaptive: adaptive::Host,
     /// Log lines.
     pub log: Log,
     /// Who may use the admin API, by name. Needed for every listener that is not on loopback.
@@ -118,6 +122,9 @@ pub struct Backend {
     /// consistently limited. Off unless configured.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub breaker: Option<Breaker>,
+    /// Lets the limits of the backend's clients follow its health. Off unless configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<Adaptive>,
 }
 
 /// When a circuit breaker opens and closes.
@@ -272,6 +279,7 @@ impl Default for Settings {
             safety: Safety::default(),
             escalation: Escalation::default(),
             backends: BTreeMap::new(),
+            adaptive: adaptive::Host::default(),
             log: Log::default(),
             credentials: BTreeMap::new(),
             segments: BTreeMap::new(),

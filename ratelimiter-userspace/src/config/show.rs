@@ -36,6 +36,32 @@ const OBJECTS: &str = r#"
 #open_for = "10s"
 #probes = 10
 
+# Limits of its clients follow its health: docs/adaptive.md. Every key is optional.
+#[backends.default.adaptive]
+#law = "budget"
+#counts = "requests"
+#latency = "mean"
+#high_ms = 500.0
+#low_ms = 200.0
+#error_high = 0.05
+#error_trip = 0.5
+#rise_per_s = 0.05
+#stale_hold_s = 60.0
+#ceiling_ttl_s = 600.0
+#budget_min = 10.0
+#outcomes = true
+#floors = { free = 0.25 }
+#[backends.default.adaptive.poll]
+#url = "http://127.0.0.1:8080/metrics"
+#every_ms = 1000
+#timeout_ms = 500
+#max_body_bytes = 65536
+#format = "prometheus"
+#latency = "http_request_duration_seconds"
+#latency_unit = "s"
+#errors = 'http_requests_total{code="500"}'
+#requests = "http_requests_total"
+
 # Segments: limits of each of their clients, and of each source in `sources`.
 # `default` is the segment of everybody else: what it does not limit here has the
 # built-in limits, packets 1000 per second (burst 2000) and 100 requests per minute.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Which controller is in charge.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Law {
     /// The literal rule alone: one factor on all limits, moved by the two response-time thresholds.

@@ -56,6 +56,7 @@ const PUT: &[(u16, &str)] = &[(200, "Changed"), (201, "Changed"), (202, "Changed
 
 const READ: Access = Access::Needs(Right::Read);
 const WRITE: Access = Access::Needs(Right::Write);
+const HEALTH: Access = Access::Needs(Right::Health);
 const ADMIN: Access = Access::Needs(Right::Admin);
 
 macro_rules! route {
@@ -117,6 +118,10 @@ pub static ROUTES: &[Route] = &[
     route!(DELETE "/v1/sources/{ip}" WRITE, "Forgives everything a source owes", NO_QUERY, Nothing, JSON, &[(200, "ResetAnswer")], h::sources::reset),
     route!(DELETE "/v1/clients/{client_id}/debt" WRITE, "Forgives everything a client owes", NO_QUERY, Nothing, JSON, &[(200, "ResetAnswer")], h::sources::reset_client),
     route!(GET "/v1/explain" READ, "Why a source or a client is judged as it is", &["ip", "client_id"], Nothing, JSON, &[(200, "Explanation")], h::sources::explain),
+    route!(POST "/v1/health" HEALTH, "Takes a report of a backend's health; the same one again changes nothing", NO_QUERY, Json("HealthReport"), JSON, &[(200, "HealthAnswer")], h::adaptive::health),
+    route!(GET "/v1/adaptive" READ, "Limits that follow health: factors, reasons, inputs", NO_QUERY, Nothing, JSON, &[(200, "AdaptiveView")], h::adaptive::status),
+    route!(POST "/v1/adaptive:pause" WRITE, "Holds what is in force, or a factor, until it is resumed", NO_QUERY, Json("PauseRequest"), JSON, &[(200, "AdaptiveView")], h::adaptive::pause),
+    route!(POST "/v1/adaptive:resume" WRITE, "Lets the controllers decide again", NO_QUERY, Json("ResumeRequest"), JSON, &[(200, "AdaptiveView")], h::adaptive::resume),
     route!(GET "/v1/changes" READ, "The audit log, newest first", PAGE, Nothing, JSON, &[(200, "Page_ChangeView")], h::changes::list),
     route!(POST "/v1/changes:confirm" WRITE, "Keeps what is on trial", REVISION, Nothing, JSON, &[(200, "Changed[]")], h::changes::confirm),
     route!(POST "/v1/changes:rollback" WRITE, "Takes back what is on trial", REVISION, Nothing, JSON, &[(200, "Changed[]")], h::changes::rollback),

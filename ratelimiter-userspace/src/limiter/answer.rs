@@ -24,10 +24,12 @@ pub enum Reason {
     UnknownLimit = 8,
     /// The client id is empty or too long.
     InvalidClientId = 9,
+    /// More than a quota allows now that it is reduced for the sake of the backend.
+    ReducedCapacity = 10,
 }
 
 /// Number of reasons.
-pub const REASONS: usize = 10;
+pub const REASONS: usize = 11;
 
 impl Reason {
     /// Every reason, in the order of its number.
@@ -42,6 +44,7 @@ impl Reason {
         Self::Contended,
         Self::UnknownLimit,
         Self::InvalidClientId,
+        Self::ReducedCapacity,
     ];
 
     /// Returns the word used in metrics, JSON and logs.
@@ -58,6 +61,7 @@ impl Reason {
             Self::Contended => "contended",
             Self::UnknownLimit => "unknown_limit",
             Self::InvalidClientId => "invalid_client_id",
+            Self::ReducedCapacity => "reduced_capacity",
         }
     }
 

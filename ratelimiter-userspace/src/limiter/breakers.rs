@@ -1,12 +1,15 @@
 //! The circuit breakers of the backends: [`crate::control::breaker`] in the path of checks.
 //!
-//! Only clients whose segment names a backend with a configured breaker come here. The breaker
-//! steps by itself, at most every 100 ms, on the thread whose check finds it due.
+//! Only clients whose segment names a backend that has a breaker, or limits that follow its health,
+//! come here. The breaker steps by itself, at most every 100 ms, on the thread whose check finds it
+//! due.
 
-use std::sync::atomic::{AtomicI64, AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use super::adapt::BackendCounts;
 use super::counters::{Counters, MAX_BACKENDS};
+use super::demand::Demand;
 use crate::control::breaker::{Breaker, BreakerConfig, Observed, Phase};
 
 /// How often a breaker steps, in nanoseconds.
@@ -24,6 +27,11 @@ struct Watched {
     due_ns: AtomicU64,
     good: AtomicU64,
     errors: AtomicU64,
+    /// Time the good ones took, in microseconds.
+    latency_us: AtomicU64,
+    /// Whether controllers want to know what each client asks for.
+    observed: AtomicBool,
+    demand: OnceLock<Demand>,
     inner: Mutex<Inner>,
 }
 
@@ -77,36 +85,8 @@ impl Breakers {
         now_ns: u64,
         counters: &Counters,
     ) -> Result<Option<u8>, usize> {
-        let (number, watched) = if let Some(found) = self.named(name) {
-            found
-        } else {
-            if config.is_none() {
-                return Ok(None);
-            }
-            let fresh = || Watched {
-                name: name.to_owned(),
-                phase: AtomicU8::new(CLOSED),
-                until_ns: AtomicU64::new(0),
-                probes_left: AtomicI64::new(0),
-                due_ns: AtomicU64::new(0),
-                good: AtomicU64::new(0),
-                errors: AtomicU64::new(0),
-                inner: Mutex::new(Inner {
-                    config: None,
-                    breaker: Breaker::new(now_ns),
-                    seen: [0; 4],
-                    opened: 0,
-                }),
-            };
-            let mut found = None;
-            for (number, cell) in self.watched.iter().enumerate() {
-                let watched = cell.get_or_init(fresh);
-                if watched.name == name {
-                    found = Some((number as u8, watched));
-                    break;
-                }
-            }
-            found.ok_or(MAX_BACKENDS)?
+        let Some((number, watched)) = self.get(name, config.is_some(), now_ns)? else {
+            return Ok(None);
         };
         let mut inner = watched.inner.lock().unwrap_or_else(PoisonError::into_inner);
         if config.is_none() || inner.config.is_none() {
@@ -115,7 +95,90 @@ impl Breakers {
             inner.seen = watched.totals(number, counters);
         }
         inner.config = config;
-        Ok(config.map(|_| number))
+        let due_ns = if config.is_some() { 0 } else { u64::MAX };
+        watched.due_ns.store(due_ns, Ordering::Relaxed);
+        let observed = watched.observed.load(Ordering::Relaxed);
+        Ok((config.is_some() || observed).then_some(number))
+    }
+
+    /// Observes what a backend's clients ask for, or no longer. Returns its number while anybody
+    /// watches it; `Err` where there are too many backends.
+    pub(super) fn observe(&self, name: &str, on: bool, now_ns: u64) -> Result<Option<u8>, usize> {
+        let Some((number, watched)) = self.get(name, on, now_ns)? else {
+            return Ok(None);
+        };
+        if on {
+            watched.demand.get_or_init(Demand::new);
+        }
+        watched.observed.store(on, Ordering::Relaxed);
+        let inner = watched.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((on || inner.config.is_some()).then_some(number))
+    }
+
+    /// The backend `name`, made now if it is wanted.
+    fn get(&self, name: &str, make: bool, now_ns: u64) -> Result<Option<(u8, &Watched)>, usize> {
+        if let Some(found) = self.named(name) {
+            return Ok(Some(found));
+        }
+        if !make {
+            return Ok(None);
+        }
+        let fresh = || Watched {
+            name: name.to_owned(),
+            phase: AtomicU8::new(CLOSED),
+            until_ns: AtomicU64::new(0),
+            probes_left: AtomicI64::new(0),
+            due_ns: AtomicU64::new(u64::MAX),
+            good: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            latency_us: AtomicU64::new(0),
+            observed: AtomicBool::new(false),
+            demand: OnceLock::new(),
+            inner: Mutex::new(Inner {
+                config: None,
+                breaker: Breaker::new(now_ns),
+                seen: [0; 4],
+                opened: 0,
+            }),
+        };
+        for (number, cell) in self.watched.iter().enumerate() {
+            let watched = cell.get_or_init(fresh);
+            if watched.name == name {
+                return Ok(Some((number as u8, watched)));
+            }
+        }
+        Err(MAX_BACKENDS)
+    }
+
+    /// Notes that a client was checked, if anybody wants to know.
+    #[inline(always)]
+    pub(super) fn note(&self, number: u8, print: u64, policy: u32) {
+        if let Some(watched) = self.watched.get(number as usize).and_then(OnceLock::get)
+            && watched.observed.load(Ordering::Relaxed)
+            && let Some(demand) = watched.demand.get()
+        {
+            demand.note(print, policy);
+        }
+    }
+
+    /// Takes what each client of a backend has asked for.
+    pub(super) fn take_demand(&self, name: &str, visit: impl FnMut(u32, u32)) {
+        if let Some(demand) = self.named(name).and_then(|(_, of)| of.demand.get()) {
+            demand.take(visit);
+        }
+    }
+
+    /// What was counted of a backend.
+    pub(super) fn counts(&self, name: &str, counters: &Counters) -> Option<BackendCounts> {
+        let (number, watched) = self.named(name)?;
+        let [allowed, denied, good, errors] = watched.totals(number, counters);
+        Some(BackendCounts {
+            allowed,
+            denied,
+            good,
+            errors,
+            latency_us: watched.latency_us.load(Ordering::Relaxed),
+        })
     }
 
     /// Returns how long to wait, in nanoseconds, if the backend's breaker lets nothing pass now.
@@ -151,8 +214,18 @@ impl Breakers {
     }
 
     /// Notes what became of an allowed request.
-    pub(super) fn outcome(&self, name: &str, good: bool, now_ns: u64, counters: &Counters) {
+    pub(super) fn outcome(
+        &self,
+        name: &str,
+        good: bool,
+        latency_us: u64,
+        now_ns: u64,
+        counters: &Counters,
+    ) {
         if let Some((number, watched)) = self.named(name) {
+            if good {
+                watched.latency_us.fetch_add(latency_us, Ordering::Relaxed);
+            }
             let cell = if good { &watched.good } else { &watched.errors };
             cell.fetch_add(1, Ordering::Relaxed);
             if now_ns >= watched.due_ns.load(Ordering::Relaxed) {

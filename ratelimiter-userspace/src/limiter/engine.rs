@@ -298,9 +298,9 @@ impl Engine {
                         if ask.cost > 1 {
                             let (remaining, reset_ns) =
                                 cheaper(rule.kind, word, ask.now_ns, reset_ns);
-                            (Reason::OverLimit, remaining, retry_ns, reset_ns)
+                            (rule.over(), remaining, retry_ns, reset_ns)
                         } else {
-                            (Reason::OverLimit, 0, retry_ns, reset_ns)
+                            (rule.over(), 0, retry_ns, reset_ns)
                         }
                     }
                     Outcome::Never => {
@@ -310,7 +310,7 @@ impl Engine {
                 };
             let allowed = retry_ns == 0;
             if rule.watched.is_some() && ask.charge {
-                self.count_watched(rule.watched, allowed);
+                self.count_watched(rule.watched, policy, ask.key, allowed);
             }
             let shadowed = rule.shadow && !allowed;
             return Step::Done(Answer {
@@ -360,22 +360,28 @@ impl Engine {
         }
     }
 
-    /// Counts for the breaker.
+    /// Counts for the breaker and the controllers.
     #[cold]
     #[inline(never)]
-    fn count_watched(&self, backend: Option<u8>, allowed: bool) {
+    fn count_watched(
+        &self,
+        backend: Option<u8>,
+        policy: PolicyWord,
+        key: ClientKey,
+        allowed: bool,
+    ) {
         if let Some(backend) = backend {
             self.counters.count_backend(backend, allowed);
+            self.breakers.note(backend, key.print, policy.index());
         }
     }
 
-    /// Applies the shadow mode and counts for the breaker.
+    /// Applies the shadow mode and counts for the breaker and the controllers.
     pub(super) fn done(&self, rule: &Rule, mut answer: Answer, ask: &Ask<'_>) -> Answer {
         answer.allowed = answer.reason.allows();
-        if let Some(backend) = rule.watched
-            && ask.charge
-        {
-            self.counters.count_backend(backend, answer.allowed);
+        if rule.watched.is_some() && ask.charge {
+            let policy = PolicyWord::new(answer.policy, rule.generation);
+            self.count_watched(rule.watched, policy, ask.key, answer.allowed);
         }
         if rule.shadow && !answer.allowed {
             answer.allowed = true;

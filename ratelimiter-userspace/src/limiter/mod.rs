@@ -27,8 +27,10 @@
 //! - `many`: checks by the dozen
 //! - `assign`, `apply`: from a document to each client; [`source`]: from a configuration service
 //! - [`class`]: policies that callers name with each question
+//! - `adapt`, `demand`: what controllers see and set
 //! - `breakers`, `counters`, [`snapshot`]: what stands beside the checks
 
+mod adapt;
 pub mod answer;
 mod apply;
 mod assign;
@@ -37,6 +39,7 @@ mod breakers;
 mod builder;
 pub mod class;
 mod counters;
+mod demand;
 mod engine;
 mod identity;
 mod many;
@@ -55,6 +58,7 @@ pub mod time;
 mod upkeep;
 mod word;
 
+pub use adapt::{BackendCounts, ClientDemand};
 pub use answer::{Answer, Reason};
 pub use apply::{DocumentError, check_document};
 pub use breakers::BreakerStatus;

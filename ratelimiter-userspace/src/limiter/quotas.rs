@@ -84,7 +84,7 @@ fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -
                 answer.reset_after_ns = reset_ns;
             }
             Says::Refuses { retry_ns } => {
-                answer.reason = Reason::OverLimit;
+                answer.reason = compiled.rule.over();
                 answer.retry_after_ns = retry_ns;
                 answer.reset_after_ns = retry_ns;
             }

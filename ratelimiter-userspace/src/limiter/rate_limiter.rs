@@ -341,20 +341,6 @@ impl RateLimiter {
             .set_unknown(&self.inner.engine, unknown, self.edit_ns())
     }
 
-    /// Scales every limit of `segment` by `factor`, kept within 0.0001 and 1. Debt stays as it is;
-    /// buckets fill slower, windows hold less.
-    pub fn set_factor(&self, segment: &str, factor: f64) -> Result<(), SpecError> {
-        let factor = if factor.is_nan() {
-            1.0
-        } else {
-            factor.clamp(0.0001, 1.0)
-        };
-        self.inner
-            .engine
-            .registry
-            .edit(self.edit_ns(), |edit| edit.set_factor(segment, factor))
-    }
-
     /// Configures the circuit breaker of a backend, or switches it off.
     pub fn set_breaker(
         &self,
@@ -372,16 +358,19 @@ impl RateLimiter {
             .edit(now_ns, |edit| edit.watch(backend, number))
     }
 
-    /// Reports what became of an allowed request, for the backend's breaker.
-    pub fn outcome(&self, backend: &str, good: bool) {
+    /// Reports what became of an allowed request and how many milliseconds it took, for the
+    /// backend's breaker and controllers.
+    pub fn outcome(&self, backend: &str, good: bool, latency_ms: f64) {
         let engine = &self.inner.engine;
+        let latency_us = (latency_ms * 1e3) as u64;
+        let now_ns = self.now_ns();
         engine
             .breakers
-            .outcome(backend, good, self.now_ns(), &engine.counters);
+            .outcome(backend, good, latency_us, now_ns, &engine.counters);
     }
 
     /// As [`RateLimiter::outcome`] for the backend of a client's segment.
-    pub fn outcome_of(&self, client_id: impl AsRef<[u8]>, good: bool) {
+    pub fn outcome_of(&self, client_id: impl AsRef<[u8]>, good: bool, latency_ms: f64) {
         let key = self.inner.identity.of(client_id.as_ref());
         let engine = &self.inner.engine;
         let (super::assign::Assigned::Configured(index) | super::assign::Assigned::Default(index)) =
@@ -390,7 +379,7 @@ impl RateLimiter {
             return;
         };
         if let Some(compiled) = engine.registry.current(index) {
-            self.outcome(&compiled.spec.backend, good);
+            self.outcome(&compiled.spec.backend, good, latency_ms);
         }
     }
 

@@ -20,6 +20,10 @@ use crate::policy::model::Algorithm;
 /// taken for one that has used its whole limit.
 const HISTORY: usize = 4_096;
 
+/// A scaled burst is never below this, in ticks: four requests, for those who send far below their
+/// limit send two at once now and then.
+const LEAST_BURST: u64 = 4 << super::rule::TICK_BITS;
+
 /// What a unit clock reads when a policy is made: an idle bucket's word, 0, is far in its past.
 const CLOCK_BASE: u64 = 1 << 40;
 
@@ -51,6 +55,8 @@ struct Inner {
     order: VecDeque<u32>,
     by_spec: HashMap<Arc<PolicySpec>, u32>,
     factors: HashMap<Arc<str>, f64>,
+    /// Share of its burst that every token bucket has.
+    burst_scale: f64,
     watched: HashMap<Arc<str>, u8>,
 }
 
@@ -84,6 +90,7 @@ impl Registry {
                 order: VecDeque::new(),
                 by_spec: HashMap::new(),
                 factors: HashMap::new(),
+                burst_scale: 1.0,
                 watched: HashMap::new(),
             }),
             common,
@@ -228,8 +235,21 @@ impl Edit<'_> {
 
     /// Scales every policy of `segment` by `factor` in (0, 1]; nobody's debt changes.
     pub(super) fn set_factor(&mut self, segment: &str, factor: f64) -> Result<(), SpecError> {
-        self.inner.factors.insert(Arc::from(segment), factor);
+        let before = self.inner.factors.insert(Arc::from(segment), factor);
+        if (before.unwrap_or(1.0) - factor).abs() <= 0.0 {
+            return Ok(());
+        }
         self.again(|spec| &*spec.segment == segment)
+    }
+
+    /// Gives every token bucket this share of its burst; nobody's debt changes.
+    pub(super) fn set_burst_scale(&mut self, scale: f64) -> Result<(), SpecError> {
+        let before = std::mem::replace(&mut self.inner.burst_scale, scale);
+        if (before - scale).abs() <= 0.0 {
+            return Ok(());
+        }
+        let bucket = |quota: &QuotaSpec| quota.algorithm == Algorithm::TokenBucket;
+        self.again(|spec| spec.quotas.iter().any(bucket))
     }
 
     /// Watches `backend` under `number`, or not at all.
@@ -251,12 +271,9 @@ impl Edit<'_> {
             .cloned()
             .collect();
         for old in chosen {
-            self.put(
-                old.word.index(),
-                old.word.generation(),
-                &old.spec,
-                Some(&old),
-            )?;
+            let (index, generation) = (old.word.index(), old.word.generation());
+            self.put(index, generation, &old.spec, Some(&old))?;
+            self.keep_tokens(index, &old);
         }
         Ok(())
     }
@@ -321,6 +338,25 @@ impl Edit<'_> {
         }
     }
 
+    /// Where a scale has changed the burst: a smaller one takes the tokens beyond it, a larger one
+    /// adds none. That is one shift of the clock, for debt is what the burst has beyond the tokens.
+    fn keep_tokens(&mut self, index: u32, old: &Compiled) {
+        let shift = |clock: &mut UnitClock, old: &UnitClock| {
+            clock.base = (clock.base + old.burst).saturating_sub(clock.burst);
+        };
+        let entry = self.table.get_mut(index as usize).and_then(Option::as_mut);
+        if let Some(compiled) = entry.map(Arc::make_mut) {
+            for (meter, old) in compiled.meters.iter_mut().zip(&old.meters) {
+                shift(&mut meter.clock, &old.clock);
+            }
+            if let (Kind::TokenBucket(clock), Kind::TokenBucket(old)) =
+                (&mut compiled.rule.kind, &old.rule.kind)
+            {
+                shift(clock, old);
+            }
+        }
+    }
+
     fn compile(
         &self,
         index: u32,
@@ -339,7 +375,8 @@ impl Edit<'_> {
         let mut meters = Vec::with_capacity(spec.quotas.len());
         let mut offset = 0;
         for quota in &spec.quotas {
-            let mut meter = meter(quota, factor, caller_clock, self.now_ns)?;
+            let scales = (factor, self.inner.burst_scale);
+            let mut meter = meter(quota, scales, caller_clock, self.now_ns)?;
             meter.offset = offset;
             offset += meter.words();
             meters.push(meter);
@@ -349,6 +386,7 @@ impl Edit<'_> {
             kind,
             generation,
             shadow: matches!(spec.quotas.as_slice(), [quota] if quota.shadow),
+            reduced: factor < 1.0,
             watched: self.inner.watched.get(&spec.backend).copied(),
             shown_limit: spec.quotas.first().map_or(0, |quota| quota.rate_limit),
         };
@@ -399,7 +437,7 @@ fn kind(meters: &[Meter], caller_clock: bool) -> Kind {
 
 fn meter(
     quota: &QuotaSpec,
-    factor: f64,
+    (factor, burst_scale): (f64, f64),
     caller_clock: bool,
     now_ns: u64,
 ) -> Result<Meter, SpecError> {
@@ -410,7 +448,14 @@ fn meter(
             .map_err(|error| SpecError::Quota(quota.name.to_string(), error))?;
         let scaled = limit.speed.scaled((factor * 4_294_967_296.0) as u64);
         let from_ns = if caller_clock { 0 } else { now_ns };
-        UnitClock::new(from_ns, CLOCK_BASE, scaled, limit.burst)
+        let share = if caller_clock {
+            1.0
+        } else {
+            factor * burst_scale
+        };
+        let least = limit.burst.min(LEAST_BURST);
+        let burst = ((limit.burst as f64 * share) as u64).clamp(least, limit.burst);
+        UnitClock::new(from_ns, CLOCK_BASE, scaled, burst)
     } else {
         UnitClock::new(0, 0, ratelimiter_common::vclock::Speed::ONE, 0)
     };

@@ -119,7 +119,9 @@ pub(super) struct Rule {
     pub(super) generation: u32,
     /// Would-be refusals pass.
     pub(super) shadow: bool,
-    /// Number of the backend, if its breaker is configured.
+    /// The limits are below the configured ones, for the sake of the backend.
+    pub(super) reduced: bool,
+    /// Number of the backend, if its checks are counted apart.
     pub(super) watched: Option<u8>,
     /// Configured units per window, for answers.
     pub(super) shown_limit: u64,
@@ -135,6 +137,16 @@ const KIND_BLOCK: u64 = 5;
 const WORDS: usize = 7;
 
 impl Rule {
+    /// Why what does not conform is refused.
+    #[inline(always)]
+    pub(super) fn over(&self) -> super::Reason {
+        if self.reduced {
+            super::Reason::ReducedCapacity
+        } else {
+            super::Reason::OverLimit
+        }
+    }
+
     /// Whether a word alone does not decide.
     #[inline(always)]
     pub(super) fn is_special(&self) -> bool {
@@ -173,6 +185,7 @@ impl Rule {
         let meta = kind
             | packing
             | u64::from(self.shadow) << 24
+            | u64::from(self.reduced) << 25
             | watched << 32
             | u64::from(self.generation) << 48;
         let mut words = [meta, self.shown_limit, 0, 0, 0, 0, 0];
@@ -215,6 +228,7 @@ impl Rule {
             kind,
             generation: (meta >> 48) as u32,
             shadow: meta >> 24 & 1 != 0,
+            reduced: meta >> 25 & 1 != 0,
             watched: (meta >> 32 & 0xffff).checked_sub(1).map(|n| n as u8),
             shown_limit,
         })
@@ -298,6 +312,7 @@ mod tests {
             kind,
             generation: 4_095,
             shadow: true,
+            reduced: true,
             watched: Some(63),
             shown_limit: 1 << 36,
         }

@@ -4,6 +4,7 @@
     clippy::format_push_string,
     reason = "texts for people: an allocation more does not matter, a fallible `write!` reads worse"
 )]
+mod adaptive;
 mod checks;
 mod text;
 
@@ -12,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use ratelimiter_common::verdict::{Reason, Verdict};
 
-use crate::admin::views::{CrowdView, InterfaceView};
+use crate::admin::views::{AdaptiveView, CrowdView, InterfaceView};
 use crate::check::Checks;
 use crate::dataplane::{Figures, Health, Stats};
 use crate::http::connections::ConnectionStats;
@@ -71,6 +72,8 @@ pub struct Snapshot<'a> {
     pub checks: &'a Checks,
     /// Its connections.
     pub check_connections: &'a ConnectionStats,
+    /// What follows health and load.
+    pub adaptive: &'a AdaptiveView,
 }
 
 /// The word of a verdict.
@@ -101,6 +104,7 @@ pub fn render(snapshot: &Snapshot<'_>, open_metrics: bool) -> String {
     tables(&mut text, snapshot);
     http(&mut text, snapshot.http);
     checks::render(&mut text, snapshot.checks, snapshot.check_connections);
+    adaptive::render(&mut text, snapshot.adaptive);
     text.finish()
 }
 

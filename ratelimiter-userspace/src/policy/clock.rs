@@ -257,6 +257,32 @@ pub fn turn_segment(segment: &SegmentClock, speed: Speed, now_ns: u64, at_ns: u6
     turned
 }
 
+/// As [`turn_segment`], and at full speed again from `until_ns` on, should nobody prolong it: the
+/// last piece of an adaptive clock is its way back to the configured limits.
+#[must_use]
+pub fn turn_segment_until(
+    segment: &SegmentClock,
+    speed: Speed,
+    now_ns: u64,
+    at_ns: u64,
+    until_ns: u64,
+) -> SegmentClock {
+    let mut turned = turn_segment(segment, speed, now_ns, at_ns);
+    if speed == Speed::ONE {
+        return turned;
+    }
+    let back = SegmentPiece {
+        from_ns: until_ns,
+        base_ns: turned.at(until_ns),
+        speed: Speed::ONE,
+    };
+    // All three are in use only within 20 ms of the turn before: the next one adds it.
+    if let Some(place) = turned.pieces.iter_mut().find(|p| p.from_ns == NEVER) {
+        *place = back;
+    }
+    turned
+}
+
 /// Returns `clock` with the pieces that begin after `turn_ns` re-based on `segment`, a segment
 /// clock that was turned at `turn_ns`; pieces in force by then need nothing, since segment time is
 /// continuous. `None` if there is nothing to rewrite.

@@ -115,6 +115,8 @@ pub enum EventKind {
     Health,
     /// A source began to be dropped.
     Drop,
+    /// Limits follow the health of a backend: what changed, and why.
+    Adaptive,
 }
 
 impl EventKind {
@@ -127,6 +129,7 @@ impl EventKind {
             Self::ReloadFailed => "reload_failed",
             Self::Health => "health",
             Self::Drop => "drop",
+            Self::Adaptive => "adaptive",
         }
     }
 }

@@ -1,12 +1,17 @@
 //! What is answered, by subject. Every type reads back what it writes, so that the command line
 //! uses the same ones; a newer agent may add fields, which are ignored.
 
+mod adaptive;
 mod change;
 mod page;
 mod policy;
 mod source;
 mod status;
 
+pub use adaptive::{
+    AdaptiveView, BackendView, HealthAnswer, HealthReport, LatencyMs, PauseRequest, ResumeRequest,
+    SegmentScale, WindowView,
+};
 pub use change::{
     Change, ChangeView, Changed, Difference, DryRun, Event, EventKind, Pending, Tagged,
 };

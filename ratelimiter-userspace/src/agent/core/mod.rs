@@ -6,6 +6,7 @@ mod answer;
 mod errors;
 mod install;
 mod trials;
+mod turn;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -429,6 +429,7 @@ async fn an_open_breaker_spares_the_backend_and_says_so() {
     };
     let backend = crate::config::settings::Backend {
         breaker: Some(breaker),
+        ..Default::default()
     };
     settings.backends.insert("default".to_owned(), backend);
     let agent = start(settings).await;

@@ -3,6 +3,9 @@
 //! A [`Report`] is checked, then kept under its source; when a period is over the sources are
 //! merged: with three or more by weighted median, so that one liar of ten moves little. Sequence
 //! numbers are per source and boot, so a liar mutes nobody but itself.
+//!
+//! [`exposition`] reads reports off Prometheus pages.
+pub mod exposition;
 mod merger;
 
 use serde::{Deserialize, Serialize};

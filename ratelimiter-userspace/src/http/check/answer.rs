@@ -57,9 +57,11 @@ pub(super) struct Described {
     /// When the whole quota is available again.
     pub(super) reset_after: f64,
     /// Why: `conforming`, `unlimited`, `shadow`, `over_limit`, `exceeds_burst`, `unknown_client`,
-    /// `backend_open`, `contended`; in a batch also `unknown_limit`.
+    /// `backend_open`, `reduced_capacity` (over a limit that is reduced for the sake of the
+    /// backend), `contended`; in a batch also `unknown_limit`.
     pub(super) reason: String,
-    /// Whether this host decides alone although it is one of many.
+    /// Whether this host decides alone although it is one of many, or the client was refused by a
+    /// limit that is reduced for now.
     pub(super) degraded: bool,
     /// Whether `request_timestamp` was further from this host's clock than is believed.
     pub(super) clamped: bool,
@@ -120,6 +122,14 @@ pub(super) fn denied(checks: &Checks, answer: &Answer, deny: Denial) -> HttpAnsw
             REDUCED_CAPACITY,
             "Temporary Reduced Capacity",
         ),
+        (Reason::ReducedCapacity, deny) => (
+            match deny {
+                Denial::Forbidden => StatusCode::FORBIDDEN,
+                Denial::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            },
+            REDUCED_CAPACITY,
+            "Temporary Reduced Capacity",
+        ),
         (_, Denial::Forbidden) => (StatusCode::FORBIDDEN, QUOTA_EXCEEDED, "Quota Exceeded"),
         (_, Denial::TooMany) => (
             StatusCode::TOO_MANY_REQUESTS,
@@ -133,6 +143,10 @@ pub(super) fn denied(checks: &Checks, answer: &Answer, deny: Denial) -> HttpAnsw
         (Reason::BackendOpen, Some(wait)) => {
             format!("the backend is being spared; try again in {wait} s")
         }
+        (Reason::ReducedCapacity, Some(wait)) => format!(
+            "the quota is reduced for now because the backend is short of capacity; try again in \
+             {wait} s"
+        ),
         (Reason::ExceedsBurst, _) => "the cost is more than the quota ever allows".to_owned(),
         (_, Some(wait)) => format!("the quota is used up; try again in {wait} s"),
         (_, None) => "the request is refused".to_owned(),
@@ -307,7 +321,7 @@ fn write_answer(json: &mut Vec<u8>, answer: &Answer, degraded: bool) {
     json.extend_from_slice(b",\"reason\":\"");
     json.extend_from_slice(answer.reason.as_str().as_bytes());
     json.extend_from_slice(b"\",\"degraded\":");
-    write_bool(json, degraded);
+    write_bool(json, degraded || answer.reason == Reason::ReducedCapacity);
     json.extend_from_slice(b",\"clamped\":");
     write_bool(json, answer.clamped);
     json.push(b'}');

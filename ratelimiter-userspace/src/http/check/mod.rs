@@ -256,8 +256,8 @@ impl CheckApi {
         let good = outcome.status < 500;
         let limiter = self.checks.limiter();
         match &outcome.backend {
-            Some(backend) => limiter.outcome(backend, good),
-            None => limiter.outcome_of(outcome.client_id.as_bytes(), good),
+            Some(backend) => limiter.outcome(backend, good, outcome.latency_ms),
+            None => limiter.outcome_of(outcome.client_id.as_bytes(), good, outcome.latency_ms),
         }
         Ok(answer::empty(StatusCode::NO_CONTENT))
     }

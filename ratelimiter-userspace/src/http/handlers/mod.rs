@@ -1,5 +1,6 @@
 //! From a request to a call of [`crate::admin::Admin`], and from its result to a response.
 
+pub(super) mod adaptive;
 pub(super) mod agent;
 pub(super) mod changes;
 pub(super) mod docs;

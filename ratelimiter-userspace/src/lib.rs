@@ -9,6 +9,7 @@
 //! - [`client`]: the check API asked from elsewhere, with a deadline and a fallback
 //! - [`store`]: what outlives the process
 //! - [`sync`]: many hosts, one limit
+//! - [`redis`]: the store that the hosts of a fleet share
 //! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
 //! - [`metrics`]: what Prometheus sees
 //! - [`agent`]: the composition root, the only place that knows all of the above
@@ -28,6 +29,7 @@ pub mod http;
 pub mod limiter;
 pub mod metrics;
 pub mod policy;
+pub mod redis;
 pub mod resp;
 pub mod store;
 pub mod sync;

@@ -1,5 +1,7 @@
 //! Bounds of settings: what a type cannot say.
 
+mod redis;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::settings::{Credential, Settings};
@@ -35,6 +37,7 @@ pub fn check(settings: &Settings) -> Vec<Issue> {
     check.tables(settings);
     check.escalation(settings);
     check.checks(settings);
+    check.redis(&settings.redis);
     check.log(&settings.log.level);
     check.credentials(&settings.credentials);
     check.0.extend(super::adaptive::check(settings));

@@ -9,6 +9,7 @@
 //! - [`layers`]: environment variables and flags
 //! - [`mod@check`]: bounds of settings; mode bits of the file
 //! - [`statics`]: the file's segments, clients and lists, over what the store has
+//! - [`store_url`]: where the store of a fleet is
 //! - [`mod@show`]: `config example`, `default`, `show` and `schema`
 mod locate;
 mod problem;
@@ -22,6 +23,7 @@ pub mod load;
 pub mod settings;
 pub mod show;
 pub mod statics;
+pub mod store_url;
 
 pub use layers::{Override, Strings};
 pub use load::{File, Loaded, load};

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::adaptive::{self, Adaptive};
+use super::store_url::StoreUrl;
 use super::values::{Interface, Listen, LogFormat, Malformed, Right, Secret, UnknownClients};
 use crate::policy::model::{Client, LimitSpec, Limits, Mode, Segment, Unit};
 use crate::policy::units::Window;
@@ -38,6 +39,8 @@ pub struct Settings {
     pub tables: Tables,
     /// How often state is saved.
     pub store: StoreSettings,
+    /// The Redis that the hosts of a fleet share. Without one every host limits by itself.
+    pub redis: Redis,
     /// What protects people from locking themselves out.
     pub safety: Safety,
     /// Kernel blocks for clients that keep being refused by the check API.
@@ -194,6 +197,42 @@ pub struct StoreSettings {
     pub save_interval_ms: u64,
 }
 
+/// The Redis that the hosts of a fleet share. Losing it is never an outage: see `on_store_loss` of
+/// a limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Redis {
+    /// Where it is: `redis://`, `rediss://` (TLS), `unix://`, and with `+sentinel` or `+cluster`
+    /// its Sentinels or its cluster; empty for none.
+    pub url: StoreUrl,
+    /// User of an ACL, if the URL names none.
+    pub username: String,
+    /// File whose first line is the password, if the URL has none.
+    pub password_file: String,
+    /// Start of every key; hosts that share limits have the same, 1 to 32 of `[a-z0-9_.-]`.
+    pub prefix: String,
+    /// File whose first line is the secret under which client ids are hashed into keys, the same
+    /// on every host. Without one the hash is no secret: who reads the keys can tell whether an id
+    /// they guess is among them.
+    pub key_secret_file: String,
+    /// How long a command may take before it counts as unanswered, in milliseconds.
+    pub deadline_ms: u64,
+    /// How long a check of a limit with `consistency = "exact"` may wait for Redis before the
+    /// limit's `on_store_loss` decides, in milliseconds.
+    pub exact_deadline_ms: u64,
+    /// How often hot sources and clients are settled, in milliseconds.
+    pub sync_interval_ms: u64,
+    /// How long units taken ahead stay valid, in milliseconds.
+    pub lease_ms: u64,
+    /// File with the certificates of the authorities that may sign the server's (PEM); empty for
+    /// those of the system.
+    pub ca_file: String,
+    /// File with this host's certificate (PEM), where the server asks for one.
+    pub cert_file: String,
+    /// File with the key of that certificate (PEM).
+    pub key_file: String,
+}
+
 /// What protects people from locking themselves out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -276,6 +315,7 @@ impl Default for Settings {
             kernel: Kernel::default(),
             tables: Tables::default(),
             store: StoreSettings::default(),
+            redis: Redis::default(),
             safety: Safety::default(),
             escalation: Escalation::default(),
             backends: BTreeMap::new(),
@@ -378,6 +418,25 @@ impl Default for StoreSettings {
         Self {
             flush_interval_ms: 1_000,
             save_interval_ms: 10_000,
+        }
+    }
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self {
+            url: StoreUrl::default(),
+            username: String::new(),
+            password_file: String::new(),
+            prefix: "rl".to_owned(),
+            key_secret_file: String::new(),
+            deadline_ms: 50,
+            exact_deadline_ms: 20,
+            sync_interval_ms: 100,
+            lease_ms: 2_000,
+            ca_file: String::new(),
+            cert_file: String::new(),
+            key_file: String::new(),
         }
     }
 }

@@ -82,9 +82,12 @@ const BANS: [Ban; 13] = [
     },
     Ban {
         directory: USERSPACE,
-        except: &["ratelimiter-userspace/src/store/"],
+        except: &[
+            "ratelimiter-userspace/src/store/",
+            "ratelimiter-userspace/src/redis/",
+        ],
         paths: &["redis::", "redb::"],
-        why: "only store talks to a database",
+        why: "only store and redis talk to a database",
     },
     Ban {
         directory: USERSPACE,

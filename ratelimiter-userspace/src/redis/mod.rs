@@ -1,0 +1,25 @@
+//! The Redis that the hosts of a fleet share.
+//!
+//! [`RedisStore`] is the fleet's store over a network: one Redis or Valkey server, the master that
+//! Sentinels name, or a cluster, chosen by URL. Nothing on the path of a packet or a check waits
+//! for it; whoever asks has a deadline, and a store that does not answer is left alone for a while
+//! and found again by itself.
+//!
+//! - `connect`: from settings to a connection; `pace`: when to try again
+//! - `link`: the task that owns the connection; `figures`: what is counted
+//! - `script`: scripts as commands, and what errors mean
+//! - `wire`, `lua/*.lua`: what is said. What `settle.lua` does is written down in
+//!   [`crate::sync::ledger`], and a test holds the two together
+//!
+//! What is kept under which key is in `docs/redis-keys.md`.
+
+mod connect;
+mod figures;
+mod link;
+mod pace;
+mod script;
+mod wire;
+
+pub use connect::Access;
+pub use figures::Figures;
+pub use link::{Options, RedisStore};

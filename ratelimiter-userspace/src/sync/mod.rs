@@ -2,17 +2,23 @@
 //!
 //! - [`settle`]: the words of the protocol: an [`Entry`] goes to the store, an [`Answer`] comes back
 //! - [`beat`]: the registry of hosts, and which sources are hot
+//! - [`host`]: one host on the packet plane: what is hot, what to settle, what answers mean
+//! - [`loss`]: what a policy does while the store is away
 //! - [`ledger`]: what the store does with both, in memory: the reference for the store's scripts
 //!
 //! Pure: no clock is read, time is an argument, and nothing here knows a network or a kernel. How
 //! the algorithm works is in `docs/fleet.md`.
 
 pub mod beat;
+pub mod host;
 pub mod ledger;
+pub mod loss;
 pub mod settle;
 
 pub use beat::{Beat, Fleet, HotSource};
+pub use host::{Host, Tuning};
 pub use ledger::Ledger;
+pub use loss::{OnStoreLoss, Share};
 pub use settle::{Answer, Entry, FleetKey, FleetQuota, KeyHasher, Plane, Settled};
 
 /// The store that hosts share, as the loops that settle see it.

@@ -3,9 +3,9 @@
 use super::super::beat::Fleet;
 use super::super::loss::Share;
 
-/// A count of known hosts that is smaller than the one before is believed after this long: the
-/// registry of a store that was emptied fills within a beat.
-const BELIEVED_US: u64 = 5_000_000;
+/// An answer that knows of fewer hosts than the one before is believed after this long: the registry
+/// of a store that was emptied fills within a beat.
+const BELIEVED_US: u64 = 2_000_000;
 
 /// How many hosts there are.
 #[derive(Clone, Debug)]
@@ -27,18 +27,17 @@ impl Members {
     }
 
     pub(super) fn note(&mut self, now_us: u64, fleet: &Fleet) {
-        self.live = fleet.live.max(1);
-        let known = fleet.known.max(self.live);
-        if known >= self.known {
-            self.known = known;
-            self.fewer_since_us = None;
-            return;
+        let live = fleet.live.max(1);
+        let known = fleet.known.max(live);
+        if known < self.known {
+            let since_us = *self.fewer_since_us.get_or_insert(now_us);
+            if now_us.saturating_sub(since_us) < BELIEVED_US {
+                return;
+            }
         }
-        let since_us = *self.fewer_since_us.get_or_insert(now_us);
-        if now_us.saturating_sub(since_us) >= BELIEVED_US {
-            self.known = known;
-            self.fewer_since_us = None;
-        }
+        self.live = live;
+        self.known = known;
+        self.fewer_since_us = None;
     }
 
     /// Hosts that are not forgotten, 1 or more.
@@ -85,7 +84,7 @@ mod tests {
         let mut members = Members::new();
         members.note(0, &fleet(3, 3));
         members.note(1, &fleet(1, 1));
-        assert_eq!((members.known(), members.live()), (3, 1));
+        assert_eq!((members.known(), members.live()), (3, 3));
         members.note(2, &fleet(3, 3));
         members.note(3, &fleet(2, 2));
         members.note(3 + BELIEVED_US, &fleet(2, 2));

@@ -8,6 +8,7 @@
 mod detect;
 mod members;
 mod part;
+mod words;
 
 use std::collections::HashMap;
 
@@ -17,14 +18,14 @@ use self::detect::Detector;
 use self::members::Members;
 use self::part::Part;
 pub use self::part::{LEAST, PART_BITS, WHOLE};
+use self::words::Sent;
+pub use self::words::{Exchange, Figures, Id, Raise, Reading, Rule, Scale, Tuning};
 use super::beat::{BEAT_US, Beat, Fleet, HOT_US, HotSource, MAX_HOT};
 use super::loss::{OnStoreLoss, Share};
-use super::settle::{Entry, FleetKey, FleetQuota, MAX_BATCH, Settled};
+use super::settle::{Entry, FleetQuota, MAX_BATCH, Settled};
 
 /// Intervals without an answer after which a host is apart.
 const ALONE_AFTER: u64 = 3;
-/// After this long without an answer a key's spend is old: only what is still owed is sent.
-const OLD_SPEND_US: u64 = 2_000_000;
 /// A key is settled at least this often, whatever the load, as far as one interval's most allows.
 const OVERDUE_US: u64 = 900_000;
 /// A source is looked at for demotion this often, in microseconds: 10 s.
@@ -34,99 +35,6 @@ const ANNOUNCE_US: u64 = 5_000_000;
 /// How often a source that is hot elsewhere is looked for here.
 const PROBE_US: u64 = 1_000_000;
 
-/// How a host behaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tuning {
-    /// Time between two exchanges, in microseconds; 100 ms by default.
-    pub interval_us: u64,
-    /// Most keys settled in one interval; 20 000 by default.
-    pub per_interval: usize,
-    /// Most hot sources; 100 000 by default. Others are limited by this host alone.
-    pub max_hot: usize,
-}
-
-impl Default for Tuning {
-    fn default() -> Self {
-        Self {
-            interval_us: 100_000,
-            per_interval: 20_000,
-            max_hot: 100_000,
-        }
-    }
-}
-
-/// A source in one limited unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Id {
-    /// The source.
-    pub source: HotSource,
-    /// `Unit` as a number, below `KERNEL_UNITS`.
-    pub unit: u8,
-}
-
-/// What applies to a key now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// Its name in the store.
-    pub key: FleetKey,
-    /// Its quota, at the whole limit.
-    pub quota: FleetQuota,
-    /// One unit as an amount.
-    pub one: u64,
-    /// What happens while the store is away.
-    pub on_loss: OnStoreLoss,
-}
-
-/// A local bucket as it reads now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reading {
-    /// Which.
-    pub id: Id,
-    /// What applies to it.
-    pub rule: Rule,
-    /// Everything it admitted since it exists. A smaller number than before is a new bucket's.
-    pub spent: u64,
-    /// What it owes.
-    pub owed: u64,
-}
-
-/// A batch on its way: hand it back with what came of it.
-#[derive(Clone, Debug, Default)]
-pub struct Exchange {
-    /// What to send, at most [`MAX_BATCH`] entries.
-    pub entries: Vec<Entry>,
-    keys: Vec<Sent>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Sent {
-    id: Id,
-    /// Taken from the counter; at least what the entry says.
-    spend: u64,
-    owed: u64,
-    one: u64,
-    /// A quarter of the threshold, as an amount per second.
-    quarter: u64,
-}
-
-/// Raise a local bucket's debt to `level` if it owes less. Never lower it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Raise {
-    /// Which.
-    pub id: Id,
-    /// What the fleet owes.
-    pub level: u64,
-}
-
-/// Run a source's clock at `part / 65536` of the rate, its debt and burst unchanged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Scale {
-    /// The source.
-    pub source: HotSource,
-    /// The part, [`LEAST`]..=[`WHOLE`].
-    pub part: u32,
-}
-
 /// One unit of a hot source.
 #[derive(Clone, Debug)]
 struct Key {
@@ -134,6 +42,9 @@ struct Key {
     spent: u64,
     settled_us: u64,
     heard_us: Option<u64>,
+    /// When the first exchange since the last answer was sent that got none: what was spent since is
+    /// old once the host is apart, and only what is still owed of it is sent.
+    failed_us: Option<u64>,
     part: Part,
     /// Since when [`Key::spent_since`] adds up.
     since_us: u64,
@@ -306,18 +217,22 @@ impl Host {
             });
             due.truncate(self.tuning.per_interval);
         }
+        let alone_us = ALONE_AFTER * self.stretch * self.tuning.interval_us;
         let mut exchanges = Vec::with_capacity(due.len().div_ceil(MAX_BATCH));
         for chunk in due.chunks(MAX_BATCH) {
-            let mut exchange = Exchange::default();
+            let mut exchange = Exchange {
+                sent_us: now_us,
+                ..Exchange::default()
+            };
             for (_, _, reading, spend) in chunk {
                 let Some(key) = self.key(reading.id) else {
                     continue;
                 };
+                let gap_us = now_us.saturating_sub(key.settled_us);
                 key.spent = reading.spent;
                 key.settled_us = now_us;
-                let old = key
-                    .heard_us
-                    .is_none_or(|at_us| now_us.saturating_sub(at_us) > OLD_SPEND_US);
+                let apart = |at_us| now_us.saturating_sub(at_us) >= alone_us;
+                let old = key.heard_us.is_none() || key.failed_us.is_some_and(apart);
                 let said = if old {
                     (*spend).min(reading.owed)
                 } else {
@@ -337,6 +252,7 @@ impl Host {
                     owed: reading.owed,
                     one: reading.rule.one,
                     quarter: reading.rule.quota.in_time(1_000_000) / hosts / 4,
+                    drained: quota.in_time(gap_us),
                 });
             }
             exchanges.push(exchange);
@@ -355,6 +271,9 @@ impl Host {
     /// The answers to an exchange: which local buckets are to be raised.
     pub fn answered(&mut self, now_us: u64, exchange: &Exchange, settled: &Settled) -> Vec<Raise> {
         self.asked_us = None;
+        // The level is as old as the way back was long: about half of the whole way. What drained
+        // meanwhile is not owed any more.
+        let way_us = now_us.saturating_sub(exchange.sent_us) / 2;
         let mut raises = Vec::new();
         let sent = exchange.keys.iter().zip(&exchange.entries);
         for ((sent, entry), answer) in sent.zip(&settled.answers) {
@@ -364,7 +283,8 @@ impl Host {
             if answer.outdated {
                 continue;
             }
-            key.heard_us = Some(now_us);
+            let known = key.heard_us.replace(now_us).is_some();
+            key.failed_us = None;
             let more = key
                 .part
                 .note(now_us, entry.spend, answer.fleet_spend, sent.one);
@@ -376,10 +296,13 @@ impl Host {
                 key.since_us = now_us;
                 key.spent_since = 0;
             }
-            if answer.level > sent.owed {
+            // Nobody else spent: then the local bucket is the truth, and the store's level may be
+            // higher by what drained while the spend was not known there.
+            let own = known && more == entry.spend && answer.level <= sent.owed + sent.drained;
+            if answer.level > sent.owed && !own {
                 raises.push(Raise {
                     id: sent.id,
-                    level: answer.level,
+                    level: answer.level.saturating_sub(entry.quota.in_time(way_us)),
                 });
             }
         }
@@ -393,6 +316,7 @@ impl Host {
             if let Some(key) = self.key(gone.id) {
                 // The fleet's spend is unknown for a while: that is no sign of a quiet source.
                 key.cold = false;
+                key.failed_us.get_or_insert(key.settled_us);
                 if !sent {
                     key.spent = key.spent.saturating_sub(gone.spend);
                 }
@@ -519,31 +443,13 @@ impl Host {
     }
 }
 
-/// Figures for status and metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Figures {
-    /// Hot sources here.
-    pub hot: u64,
-    /// Hot elsewhere and not seen here.
-    pub elsewhere: u64,
-    /// Sources that were not taken up because there were too many, since the start.
-    pub refused: u64,
-    /// Intervals it takes to settle all that have something to say; 1 is as configured.
-    pub stretch: u64,
-    /// Hosts in the registry.
-    pub known: u32,
-    /// Hosts that live.
-    pub live: u32,
-    /// Whether the store is silent.
-    pub apart: bool,
-}
-
 impl Key {
     fn new(now_us: u64, reading: &Reading) -> Self {
         Self {
             spent: reading.spent,
             settled_us: 0,
             heard_us: None,
+            failed_us: None,
             part: Part::new(now_us),
             since_us: now_us,
             spent_since: 0,

@@ -22,7 +22,7 @@ pub(super) struct Part {
     now: [u64; 2],
     /// The fleet's counter at the last answer; `None` before the first.
     fleet: Option<u64>,
-    part: u32,
+    value: u32,
 }
 
 impl Part {
@@ -32,7 +32,7 @@ impl Part {
             before: [0; 2],
             now: [0; 2],
             fleet: None,
-            part: WHOLE,
+            value: WHOLE,
         }
     }
 
@@ -60,14 +60,14 @@ impl Part {
         let fleet = self.before[1] + self.now[1];
         if fleet > 0 {
             let part = (u128::from(own) << PART_BITS) / u128::from(fleet);
-            self.part = (part.min(u128::from(WHOLE)) as u32).max(LEAST);
+            self.value = (part.min(u128::from(WHOLE)) as u32).max(LEAST);
         }
         more
     }
 
     /// The part, [`LEAST`]..=[`WHOLE`].
     pub(super) const fn part(&self) -> u32 {
-        self.part
+        self.value
     }
 }
 

@@ -1,6 +1,7 @@
 //! A host, call by call, with a ledger in place of the store.
 
 use super::super::ledger::Ledger;
+use super::super::settle::FleetKey;
 use super::*;
 use crate::policy::model::Algorithm;
 

@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 
 use super::error::AdminError;
 use crate::policy::model::{
-    Algorithm, Client, DEFAULT_SEGMENT, Document, LimitSpec, ListEntry, Mode, Segment, Unit,
+    Algorithm, Client, Consistency, DEFAULT_SEGMENT, Document, LimitSpec, ListEntry, Mode,
+    OnStoreLoss, Segment, Unit,
 };
 use crate::policy::units::Window;
 
@@ -40,6 +41,12 @@ pub struct LimitPut {
     /// Default: the client's, then the segment's, then the agent's mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// Requests only. Default: leased where `redis.url` is set, else local.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Consistency>,
+    /// What counts while the shared store is away; hold by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_store_loss: Option<OnStoreLoss>,
     /// Moves the client into this segment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub segment: Option<String>,
@@ -56,6 +63,8 @@ impl LimitPut {
             unit: self.unit,
             algorithm: self.algorithm,
             mode: self.mode,
+            consistency: self.consistency,
+            on_store_loss: self.on_store_loss,
         }
     }
 }
@@ -341,6 +350,8 @@ mod tests {
             algorithm: None,
             mode: None,
             segment: None,
+            consistency: None,
+            on_store_loss: None,
         }
     }
 

@@ -241,6 +241,8 @@ fn units(units: &[UnitState], style: Style) -> String {
             unit: unit.unit,
             algorithm: None,
             mode: None,
+            consistency: None,
+            on_store_loss: None,
         };
         let next = if unit.retry_after_s > 0.0 {
             Cell::new(

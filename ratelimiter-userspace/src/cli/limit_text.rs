@@ -2,7 +2,9 @@
 //!
 //! Pure. What the agent validates (bounds, unit against algorithm) is not repeated here.
 
-use crate::policy::model::{Algorithm, DEFAULT_LIMIT, LimitSpec, Mode, Unit};
+use crate::policy::model::{
+    Algorithm, Consistency, DEFAULT_LIMIT, LimitSpec, Mode, OnStoreLoss, Unit,
+};
 use crate::policy::rate::{Rate, parse_count, show_count};
 
 /// A limit with its name.
@@ -15,7 +17,8 @@ pub struct NamedLimit {
 }
 
 /// How a limit is written, for help texts.
-pub const LIMIT_HELP: &str = "[NAME=]RATE[,burst=N][,unit=UNIT][,algorithm=ALGORITHM][,mode=MODE]";
+pub const LIMIT_HELP: &str = "[NAME=]RATE[,burst=N][,unit=UNIT][,algorithm=ALGORITHM][,mode=MODE]\
+                              [,consistency=WORD][,on_store_loss=WORD]";
 
 /// Parses [`LIMIT_HELP`]. A limit named like a unit counts that unit unless it says otherwise;
 /// a rate in bytes counts bytes; everything else counts requests.
@@ -31,10 +34,12 @@ pub fn parse_limit(text: &str) -> Result<NamedLimit, String> {
     let mut unit = None;
     let mut algorithm = None;
     let mut mode = None;
+    let mut consistency = None;
+    let mut on_store_loss = None;
     for part in parts {
         let Some((key, value)) = part.split_once('=') else {
             return Err(format!(
-                "`{part}` is not KEY=VALUE; the keys are burst, unit, algorithm and mode"
+                "`{part}` is not KEY=VALUE; the keys are burst, unit, algorithm, mode, consistency and on_store_loss"
             ));
         };
         match key {
@@ -42,9 +47,11 @@ pub fn parse_limit(text: &str) -> Result<NamedLimit, String> {
             "unit" => unit = Some(parse_unit(value)?),
             "algorithm" => algorithm = Some(parse_algorithm(value)?),
             "mode" => mode = Some(parse_mode(value)?),
+            "consistency" => consistency = Some(parse_consistency(value)?),
+            "on_store_loss" => on_store_loss = Some(parse_on_store_loss(value)?),
             _ => {
                 return Err(format!(
-                    "`{key}` is not a key of a limit; the keys are burst, unit, algorithm and mode"
+                    "`{key}` is not a key of a limit; the keys are burst, unit, algorithm, mode, consistency and on_store_loss"
                 ));
             }
         }
@@ -59,6 +66,8 @@ pub fn parse_limit(text: &str) -> Result<NamedLimit, String> {
             unit,
             algorithm,
             mode,
+            consistency,
+            on_store_loss,
         },
     })
 }
@@ -121,6 +130,40 @@ pub fn parse_mode(text: &str) -> Result<Mode, String> {
     }
 }
 
+/// Parses a consistency.
+pub fn parse_consistency(text: &str) -> Result<Consistency, String> {
+    match text {
+        "exact" => Ok(Consistency::Exact),
+        "leased" => Ok(Consistency::Leased),
+        "local" => Ok(Consistency::Local),
+        _ => Err(format!(
+            "`{text}` is not a consistency; write exact, leased or local"
+        )),
+    }
+}
+
+/// Parses what a limit does while the shared store is away.
+pub fn parse_on_store_loss(text: &str) -> Result<OnStoreLoss, String> {
+    match text {
+        "hold" => Ok(OnStoreLoss::Hold),
+        "strict" => Ok(OnStoreLoss::Strict),
+        "local" => Ok(OnStoreLoss::Local),
+        "deny" => Ok(OnStoreLoss::Deny),
+        _ => Err(format!(
+            "`{text}` is not a rule for the loss of the store; write hold, strict, local or deny"
+        )),
+    }
+}
+
+/// The consistency's word.
+fn consistency_word(consistency: Consistency) -> &'static str {
+    match consistency {
+        Consistency::Exact => "exact",
+        Consistency::Leased => "leased",
+        Consistency::Local => "local",
+    }
+}
+
 /// The unit's word.
 pub fn unit_word(unit: Unit) -> &'static str {
     ratelimiter_common::quota::Unit::from(unit).as_str()
@@ -166,6 +209,13 @@ pub fn limit_text(spec: &LimitSpec) -> String {
     }
     if let Some(mode) = spec.mode {
         text.push_str(&format!(", {}", mode_word(mode)));
+    }
+    if let Some(consistency) = spec.consistency {
+        text.push_str(&format!(", {}", consistency_word(consistency)));
+    }
+    if let Some(on_store_loss) = spec.on_store_loss {
+        let word = on_store_loss.as_str();
+        text.push_str(&format!(", on store loss {word}"));
     }
     text
 }

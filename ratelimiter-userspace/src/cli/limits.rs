@@ -11,8 +11,8 @@ use super::client::{Call, Client, ConnectionArgs};
 use super::clients::{current, is_stored};
 use super::exit::{Exit, Failure, Outcome};
 use super::limit_text::{
-    algorithm_word, mode_word, parse_algorithm, parse_burst, parse_mode, parse_unit, rate_text,
-    unit_of, unit_word,
+    algorithm_word, mode_word, parse_algorithm, parse_burst, parse_consistency, parse_mode,
+    parse_on_store_loss, parse_unit, rate_text, unit_of, unit_word,
 };
 use super::lists::origin;
 use super::output::{Cell, OutputArgs, Style, Table, Tint};
@@ -20,7 +20,9 @@ use super::policy_file;
 use super::{clients, pages, segments};
 use crate::admin::LimitPut;
 use crate::admin::views::{self, ClientView, LimitRow, Page, SegmentView};
-use crate::policy::model::{Algorithm, DEFAULT_LIMIT, LimitSpec, Mode, Unit};
+use crate::policy::model::{
+    Algorithm, Consistency, DEFAULT_LIMIT, LimitSpec, Mode, OnStoreLoss, Unit,
+};
 use crate::policy::rate::{Rate, show_count};
 
 /// What to do with limits.
@@ -95,6 +97,12 @@ pub struct SetArgs {
     /// off, shadow or enforce
     #[arg(long, value_name = "MODE", value_parser = parse_mode)]
     mode: Option<Mode>,
+    /// Over how many hosts it holds: exact, leased or local (requests)
+    #[arg(long, value_name = "WORD", value_parser = parse_consistency)]
+    consistency: Option<Consistency>,
+    /// What counts while the shared store is away: hold, strict, local or deny
+    #[arg(long, value_name = "WORD", value_parser = parse_on_store_loss)]
+    on_store_loss: Option<OnStoreLoss>,
     /// Name of the limit
     #[arg(long, value_name = "NAME", default_value = DEFAULT_LIMIT)]
     name: String,
@@ -251,6 +259,8 @@ async fn set(args: SetArgs) -> Outcome {
                 unit: spec.unit,
                 algorithm: spec.algorithm,
                 mode: spec.mode,
+                consistency: spec.consistency,
+                on_store_loss: spec.on_store_loss,
                 segment: None,
             })?,
         Owner::Segment(name) => {
@@ -273,6 +283,8 @@ fn spec(args: &SetArgs) -> Result<LimitSpec, Failure> {
         unit: unit_of(args.rate, args.unit, &args.name).map_err(Failure::usage)?,
         algorithm: args.algorithm,
         mode: args.mode,
+        consistency: args.consistency,
+        on_store_loss: args.on_store_loss,
     })
 }
 
@@ -342,6 +354,8 @@ pub fn limits_table(rows: &[LimitRow], style: Style) -> String {
             unit: row.unit,
             algorithm: Some(row.algorithm),
             mode: Some(row.mode),
+            consistency: None,
+            on_store_loss: None,
         };
         table.row(vec![
             match row.owner {

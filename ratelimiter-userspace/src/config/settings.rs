@@ -489,6 +489,8 @@ pub fn default_limits() -> Limits {
                 unit: Unit::Packets,
                 algorithm: None,
                 mode: None,
+                consistency: None,
+                on_store_loss: None,
             },
         ),
         (
@@ -500,6 +502,8 @@ pub fn default_limits() -> Limits {
                 unit: Unit::Requests,
                 algorithm: None,
                 mode: None,
+                consistency: None,
+                on_store_loss: None,
             },
         ),
     ])

@@ -478,6 +478,8 @@ fn spec(requests: u32, unit: Unit, shadow: bool) -> Result<PolicySpec, SpecError
             window_ns: unit.as_ns(),
             burst: rate_limit,
             shadow,
+            consistency: None,
+            on_store_loss: crate::policy::model::OnStoreLoss::Hold,
         }],
     )
 }

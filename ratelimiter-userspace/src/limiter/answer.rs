@@ -26,10 +26,14 @@ pub enum Reason {
     InvalidClientId = 9,
     /// More than a quota allows now that it is reduced for the sake of the backend.
     ReducedCapacity = 10,
+    /// The store that the fleet shares is away, and the limit lets nothing pass without it.
+    StoreAway = 11,
+    /// Not decided yet: only the store knows. Never answered, never counted.
+    Pending = 12,
 }
 
 /// Number of reasons.
-pub const REASONS: usize = 11;
+pub const REASONS: usize = 12;
 
 impl Reason {
     /// Every reason, in the order of its number.
@@ -45,6 +49,7 @@ impl Reason {
         Self::UnknownLimit,
         Self::InvalidClientId,
         Self::ReducedCapacity,
+        Self::StoreAway,
     ];
 
     /// Returns the word used in metrics, JSON and logs.
@@ -62,6 +67,8 @@ impl Reason {
             Self::UnknownLimit => "unknown_limit",
             Self::InvalidClientId => "invalid_client_id",
             Self::ReducedCapacity => "reduced_capacity",
+            Self::StoreAway => "store_away",
+            Self::Pending => "pending",
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Unknown;
 use super::block::Blocks;
 use super::engine::Engine;
+use super::fleet::{Fleet, FleetOptions};
 use super::identity::{Identity, IdentityKey};
 use super::rate_limiter::RateLimiter;
 use super::registry::Common;
@@ -57,6 +58,7 @@ pub struct Builder {
     key: IdentityKey,
     document: Document,
     source: Option<(Arc<dyn ConfigurationService>, SourceOptions)>,
+    fleet: Option<FleetOptions>,
 }
 
 impl Default for Builder {
@@ -71,6 +73,7 @@ impl Default for Builder {
             key: IdentityKey::random(),
             document: default_document(),
             source: None,
+            fleet: None,
         }
     }
 }
@@ -89,6 +92,8 @@ fn default_document() -> Document {
                 unit: Unit::Requests,
                 algorithm: None,
                 mode: None,
+                consistency: None,
+                on_store_loss: None,
             },
         );
         document
@@ -170,6 +175,15 @@ impl Builder {
         self
     }
 
+    /// Makes the limiter one of a fleet: limits hold over all of its hosts unless they say
+    /// otherwise, once [`RateLimiter::join`] was called; until then as while the store is away. With
+    /// the caller's clock every limit is local.
+    #[must_use]
+    pub fn fleet(mut self, options: FleetOptions) -> Self {
+        self.fleet = Some(options);
+        self
+    }
+
     /// Builds the limiter.
     pub fn build(self) -> Result<RateLimiter, BuildError> {
         if self.capacity == 0 || self.capacity > MAX_CAPACITY {
@@ -186,10 +200,12 @@ impl Builder {
         };
         let common = Common {
             caller_clock: self.time_mode == TimeMode::Caller,
+            fleet: self.fleet.is_some(),
         };
         let table = Table::new(self.capacity).map_err(memory)?;
         let blocks = Blocks::new(self.block_bytes);
-        let engine = Engine::new(table, blocks, self.policies, common).map_err(memory)?;
+        let mut engine = Engine::new(table, blocks, self.policies, common).map_err(memory)?;
+        engine.fleet = self.fleet.map(|options| Arc::new(Fleet::new(options)));
         let limiter =
             RateLimiter::assemble(engine, Identity::new(self.key), self.time_mode, self.mode);
         limiter.set_unknown(self.unknown)?;

@@ -81,6 +81,8 @@ impl RateLimiter {
             charge: call.charge,
             only: None,
             under: call.class.0,
+            id: &[],
+            alone: false,
         };
         self.inner().engine.check(ask, || ())
     }

@@ -2,13 +2,14 @@
 //! allocation.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::answer::{Answer, Reason};
 use super::assign::{Assigned, Assignments};
 use super::block::{Blocks, HEADER};
 use super::breakers::Breakers;
 use super::counters::Counters;
+use super::fleet::Fleet;
 use super::identity::ClientKey;
 use super::registry::{Common, Compiled, Registry};
 use super::rule::{Kind, PolicyWord, Rule};
@@ -37,6 +38,8 @@ pub(super) struct Engine {
     pub(super) hand: AtomicUsize,
     /// When the first newcomer came; 0 before.
     first_ns: AtomicU64,
+    /// The fleet, for a limiter that is part of one.
+    pub(super) fleet: Option<Arc<Fleet>>,
 }
 
 /// One question.
@@ -51,6 +54,10 @@ pub(super) struct Ask<'a> {
     pub(super) only: Option<&'a str>,
     /// The policy the caller names; 0 where the client's assignment counts.
     pub(super) under: u32,
+    /// The client's id, where it is at hand.
+    pub(super) id: &'a [u8],
+    /// Decide as while the store is away.
+    pub(super) alone: bool,
 }
 
 /// What came of looking at a policy that may be more than a word.
@@ -84,6 +91,7 @@ impl Engine {
             tally: super::place::Tally::default(),
             hand: AtomicUsize::new(0),
             first_ns: AtomicU64::new(0),
+            fleet: None,
         })
     }
 
@@ -378,6 +386,9 @@ impl Engine {
 
     /// Applies the shadow mode and counts for the breaker and the controllers.
     pub(super) fn done(&self, rule: &Rule, mut answer: Answer, ask: &Ask<'_>) -> Answer {
+        if answer.reason == Reason::Pending {
+            return answer;
+        }
         answer.allowed = answer.reason.allows();
         if rule.watched.is_some() && ask.charge {
             let policy = PolicyWord::new(answer.policy, rule.generation);

@@ -4,7 +4,7 @@ use super::answer::{Answer, Reason};
 use super::check_client_id;
 use super::engine::Ask;
 use super::identity::ClientKey;
-use super::rate_limiter::RateLimiter;
+use super::rate_limiter::{RateLimiter, Request};
 
 /// Checks hashed and prefetched together.
 const BATCH: usize = 32;
@@ -14,6 +14,24 @@ impl RateLimiter {
     /// each. Several times faster per check than one by one where clients are many: identities are
     /// computed and cache lines fetched for 32 at a time. An invalid id is answered as such.
     pub fn check_many<I: AsRef<[u8]>>(
+        &self,
+        requests: &[(I, u64)],
+        now_ns: u64,
+        out: &mut Vec<Answer>,
+    ) {
+        self.check_many_now(requests, now_ns, out);
+        for (answer, (id, cost)) in out.iter_mut().zip(requests) {
+            if answer.reason == Reason::Pending {
+                *answer = self.wait(&Request {
+                    cost: *cost,
+                    ..Request::new(id.as_ref())
+                });
+            }
+        }
+    }
+
+    /// As [`RateLimiter::check_many`]; what only the store of a fleet can decide stays pending.
+    pub(super) fn check_many_now<I: AsRef<[u8]>>(
         &self,
         requests: &[(I, u64)],
         now_ns: u64,
@@ -44,6 +62,8 @@ impl RateLimiter {
                     charge: true,
                     only: None,
                     under: 0,
+                    id: id.as_ref(),
+                    alone: false,
                 };
                 out.push(inner.engine.check(ask, || self.unknown(id.as_ref(), key)));
             }

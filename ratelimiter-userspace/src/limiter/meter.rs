@@ -8,8 +8,10 @@ use ratelimiter_common::window::sliding_log::{self, Ring, Span};
 use ratelimiter_common::window::sliding_window::{self, Counters};
 use ratelimiter_common::window::{Decision, WindowLimit, token_bucket};
 
+use super::fleet::FLEET_WORDS;
 use super::rule::{TICK_BITS, UnitClock};
 use crate::policy::model::Algorithm;
+use crate::sync::lease::Terms;
 
 /// A compiled quota.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,14 +27,27 @@ pub(super) struct Meter {
     pub(super) caller_clock: bool,
     /// First state word in the client's block.
     pub(super) offset: usize,
+    /// What counts where the quota holds over a fleet: then its state is a lease.
+    pub(super) fleet: Option<Terms>,
 }
 
 /// What one quota says to an arrival; times in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Says {
-    Passes { remaining: u64, reset_ns: u64 },
-    Refuses { retry_ns: u64 },
+    Passes {
+        remaining: u64,
+        reset_ns: u64,
+    },
+    Refuses {
+        retry_ns: u64,
+    },
     Never,
+    /// Only the store knows.
+    Asks,
+    /// The store is away, and nothing passes without it.
+    IsAway {
+        retry_ns: u64,
+    },
 }
 
 /// A quota's state at one moment, apart from how it is stored.
@@ -109,6 +124,9 @@ fn says<S>(decision: Decision<S>) -> (Option<S>, Says) {
 impl Meter {
     /// Number of state words in a block.
     pub(super) fn words(&self) -> usize {
+        if self.is_of_fleet() {
+            return FLEET_WORDS;
+        }
         match self.algorithm {
             Algorithm::TokenBucket | Algorithm::SlidingWindow => 3,
             Algorithm::FixedWindow => 2,
@@ -240,6 +258,9 @@ impl Meter {
 
     /// Reads the state in `words` as of `now_ns`.
     pub(super) fn read(&self, words: &[AtomicU64], now_ns: u64) -> State {
+        if let Some(terms) = &self.fleet {
+            return self.read_lease(terms, words, now_ns);
+        }
         match self.algorithm {
             Algorithm::TokenBucket if self.caller_clock => {
                 let window = u128::from(self.limit.window_ns.max(1));
@@ -281,6 +302,9 @@ impl Meter {
 
     /// Writes `state`, which is of this meter's algorithm and as of `now_ns`.
     pub(super) fn write(&self, words: &[AtomicU64], state: &State, now_ns: u64) {
+        if self.is_of_fleet() {
+            return self.write_lease(words, state, now_ns);
+        }
         match state {
             State::Bucket(debt) if self.caller_clock => {
                 let debt = (u128::from(*debt) * u128::from(self.limit.window_ns)) >> TICK_BITS;

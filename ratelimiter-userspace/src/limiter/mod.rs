@@ -25,6 +25,7 @@
 //! - `rule`, `registry`, `meter`, `word`: policies and how a state is judged
 //! - `engine`, `place`, `quotas`: the fast path, the slow path, and several quotas at once
 //! - `many`: checks by the dozen
+//! - `fleet`: limits that hold over several hosts
 //! - `assign`, `apply`: from a document to each client; [`source`]: from a configuration service
 //! - [`class`]: policies that callers name with each question
 //! - `adapt`, `demand`: what controllers see and set
@@ -41,6 +42,8 @@ pub mod class;
 mod counters;
 mod demand;
 mod engine;
+mod flags;
+mod fleet;
 mod identity;
 mod many;
 mod memory;
@@ -65,6 +68,7 @@ pub use breakers::BreakerStatus;
 pub use builder::{BuildError, Builder};
 pub use class::{Call, Class};
 pub use counters::{DURATION_BOUNDS_NS, DURATION_BUCKETS, Totals};
+pub use fleet::{FleetOptions, FleetStatus};
 pub use identity::{ClientKey, IdKind, Identity, IdentityKey};
 pub use rate_limiter::{Policy, RateLimiter, Request, Stats};
 pub use snapshot::{Restored, SnapshotError};

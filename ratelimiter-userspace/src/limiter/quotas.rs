@@ -4,9 +4,11 @@
 use super::answer::{Answer, Reason};
 use super::block::{BlockId, Held};
 use super::engine::{Ask, Engine, Step};
-use super::meter::Says;
+use super::fleet::{self, Fleet, Who};
+use super::meter::{Meter, Says};
 use super::registry::Compiled;
 use super::rule::{PolicyWord, Rule};
+use super::spec::QuotaSpec;
 
 impl Engine {
     /// Decides where the state is in a block.
@@ -45,14 +47,41 @@ impl Engine {
         } else {
             ask.now_ns
         };
-        let answer = judge_all(compiled, &held, now_ns, ask);
+        let mut due = false;
+        let fleet = self.fleet.as_deref();
+        let answer = judge_all(compiled, &held, now_ns, ask, (fleet, &mut due));
         drop(held);
+        if due && let Some(fleet) = fleet {
+            fleet.is_due(Who {
+                key: ask.key,
+                policy,
+            });
+        }
         Step::Done(self.done(rule, answer, ask))
     }
 }
 
 /// Judges every quota in a held block: all or nothing is charged, the tightest answers.
-fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -> Answer {
+fn judge_all(
+    compiled: &Compiled,
+    held: &Held<'_>,
+    now_ns: u64,
+    ask: &Ask<'_>,
+    (fleet, due): (Option<&Fleet>, &mut bool),
+) -> Answer {
+    let mut judge = |spec: &QuotaSpec, meter: &Meter, charge: bool| {
+        let states = held.states(meter.offset, meter.words());
+        match meter.fleet.as_ref().zip(fleet) {
+            None => meter.judge(states, now_ns, ask.cost, charge),
+            Some((terms, fleet)) => {
+                let quota = (terms, &*spec.name);
+                let (says, is_due) =
+                    fleet::judge(fleet, quota, states, (now_ns, ask), ask.charge && !charge);
+                *due |= is_due;
+                says
+            }
+        }
+    };
     let asked = || {
         compiled
             .spec
@@ -66,10 +95,10 @@ fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -
     let policy = compiled.word.index();
     let mut tightest: Option<Answer> = None;
     let mut shadowed = false;
+    let mut pending = false;
     for (number, (spec, meter)) in asked() {
-        let states = held.states(meter.offset, meter.words());
         // One quota is charged while it is looked at; of several, only if all pass.
-        let says = meter.judge(states, now_ns, ask.cost, ask.charge && single);
+        let says = judge(spec, meter, ask.charge && single);
         let mut answer = Answer {
             quota: number as u8,
             limit: spec.rate_limit,
@@ -92,13 +121,23 @@ fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -
                 answer.reason = Reason::ExceedsBurst;
                 answer.retry_after_ns = u64::MAX;
             }
+            Says::Asks => {
+                pending = true;
+                continue;
+            }
+            Says::IsAway { retry_ns } => {
+                answer.reason = Reason::StoreAway;
+                answer.retry_after_ns = retry_ns;
+                answer.reset_after_ns = retry_ns;
+            }
         }
         if !answer.reason.allows()
             && ask.cost > 1
+            && !meter.is_of_fleet()
             && let Says::Passes {
                 remaining,
                 reset_ns,
-            } = meter.judge(states, now_ns, 0, false)
+            } = meter.judge(held.states(meter.offset, meter.words()), now_ns, 0, false)
         {
             answer.remaining = remaining;
             answer.reset_after_ns = reset_ns;
@@ -111,6 +150,9 @@ fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -
             tightest = Some(answer);
         }
     }
+    if pending && tightest.is_none_or(|answer| answer.reason.allows()) {
+        return Answer::bare(Reason::Pending, policy);
+    }
     let Some(mut answer) = tightest else {
         let reason = if shadowed {
             Reason::Shadow
@@ -120,10 +162,9 @@ fn judge_all(compiled: &Compiled, held: &Held<'_>, now_ns: u64, ask: &Ask<'_>) -
         return Answer::bare(reason, policy);
     };
     if !single && ask.charge && answer.reason.allows() {
-        for (_, (_, meter)) in asked() {
-            let states = held.states(meter.offset, meter.words());
+        for (_, (spec, meter)) in asked() {
             // A shadowed quota that refuses stays as it is.
-            let _charged = meter.judge(states, now_ns, ask.cost, true);
+            let _charged = judge(spec, meter, true);
         }
     }
     if shadowed && answer.reason == Reason::Conforming {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use super::answer::Answer;
+use super::answer::{Answer, Reason};
 use super::apply::Applied;
 use super::breakers::BreakerStatus;
 use super::counters::Totals;
@@ -166,12 +166,23 @@ impl RateLimiter {
 
     /// Checks a valid id now. Not generic, so that it is compiled as one piece.
     fn check_now(&self, id: &[u8], cost: u64) -> Answer {
-        self.decide(id, cost)
+        let answer = self.decide(id, cost);
+        if answer.reason == Reason::Pending {
+            return self.wait(&Request {
+                cost,
+                ..Request::new(id)
+            });
+        }
+        answer
     }
 
     /// As [`RateLimiter::check_now`], where nobody reads more of the answer.
     fn allow_now(&self, id: &[u8]) -> bool {
-        self.decide(id, 1).allowed
+        let answer = self.decide(id, 1);
+        if answer.reason == Reason::Pending {
+            return self.wait(&Request::new(id)).allowed;
+        }
+        answer.allowed
     }
 
     #[inline(always)]
@@ -190,15 +201,21 @@ impl RateLimiter {
             charge: true,
             only: None,
             under: 0,
+            id,
+            alone: false,
         };
         inner.engine.check(ask, || self.unknown(id, key))
     }
 
-    /// As [`RateLimiter::check`], with everything that can be asked.
+    /// As [`RateLimiter::check`], with everything that can be asked. Where only the store of a fleet
+    /// knows, it is waited for on this thread; see [`RateLimiter::check_request_soon`].
     pub fn check_request(&self, request: &Request<'_>) -> Result<Answer, ClientIdError> {
         check_client_id(request.client_id)?;
         let (now_ns, clamped) = self.moment(request.timestamp);
         let mut answer = self.ask(request, now_ns);
+        if answer.reason == Reason::Pending {
+            answer = self.wait(request);
+        }
         answer.clamped = clamped;
         Ok(answer)
     }
@@ -233,7 +250,7 @@ impl RateLimiter {
     }
 
     #[inline(always)]
-    fn ask(&self, request: &Request<'_>, now_ns: u64) -> Answer {
+    pub(super) fn ask(&self, request: &Request<'_>, now_ns: u64) -> Answer {
         let key = self.inner.identity.of(request.client_id);
         let ask = Ask {
             key,
@@ -242,6 +259,8 @@ impl RateLimiter {
             charge: request.charge,
             only: request.limit,
             under: 0,
+            id: request.client_id,
+            alone: false,
         };
         self.inner
             .engine
@@ -276,6 +295,8 @@ impl RateLimiter {
             unit: Unit::Requests,
             algorithm: None,
             mode: None,
+            consistency: None,
+            on_store_loss: None,
         };
         let quota = QuotaSpec::simple(DEFAULT_LIMIT, &limit)?;
         self.set_policy(client_id, Some(vec![quota]))

@@ -11,10 +11,11 @@ use arc_swap::{ArcSwap, Guard};
 use ratelimiter_common::window::WindowLimit;
 use ratelimiter_common::window::word::Packing;
 
+use super::fleet::fleet_terms;
 use super::meter::Meter;
 use super::rule::{INDEX_BITS, Kind, PolicyWord, Rule, Rules, UnitClock};
 use super::spec::{PolicySpec, QuotaSpec, SpecError};
-use crate::policy::model::Algorithm;
+use crate::policy::model::{Algorithm, Consistency};
 
 /// Past generations remembered; beyond it the oldest is forgotten, and a client still in it is
 /// taken for one that has used its whole limit.
@@ -47,6 +48,8 @@ type Table = Vec<Option<Arc<Compiled>>>;
 pub(super) struct Common {
     /// Stamps come from the caller: states carry their own time.
     pub(super) caller_clock: bool,
+    /// Limits that do not say otherwise hold over a fleet.
+    pub(super) fleet: bool,
 }
 
 struct Inner {
@@ -377,6 +380,9 @@ impl Edit<'_> {
         for quota in &spec.quotas {
             let scales = (factor, self.inner.burst_scale);
             let mut meter = meter(quota, scales, caller_clock, self.now_ns)?;
+            if self.common.fleet && !caller_clock {
+                meter.fleet = fleet_terms(quota, &meter);
+            }
             meter.offset = offset;
             offset += meter.words();
             meters.push(meter);
@@ -420,6 +426,7 @@ fn same_shape(old: &Compiled, new: &Compiled) -> bool {
 fn kind(meters: &[Meter], caller_clock: bool) -> Kind {
     match meters {
         [] => Kind::Unlimited,
+        _ if meters.iter().any(Meter::is_of_fleet) => Kind::Block,
         [meter] if !caller_clock => {
             let (limit, clock) = (meter.limit, meter.clock);
             match meter.algorithm {
@@ -470,6 +477,7 @@ fn meter(
         shadow: quota.shadow,
         caller_clock,
         offset: 0,
+        fleet: None,
     })
 }
 
@@ -499,6 +507,8 @@ fn companion_of(spec: &PolicySpec) -> PolicySpec {
                 window_ns: slowest.window_ns,
                 burst: burst.unwrap_or(1),
                 shadow: spec.quotas.iter().all(|quota| quota.shadow),
+                consistency: Some(Consistency::Local),
+                on_store_loss: slowest.on_store_loss,
             })
             .into_iter()
             .collect(),

@@ -23,7 +23,7 @@ pub(super) const INDEX_BITS: u32 = 20;
 pub(super) const MAX_POLICIES: usize = 1 << INDEX_BITS;
 
 /// A policy's number and generation, in 32 bits. 0 is no policy: number 0 is never given out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct PolicyWord(pub(super) u32);
 
 impl PolicyWord {

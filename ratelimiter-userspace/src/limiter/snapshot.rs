@@ -120,7 +120,7 @@ impl Writer {
                 Algorithm::SlidingWindow => 2,
                 Algorithm::FixedWindow => 3,
             });
-            self.0.push(u8::from(quota.shadow));
+            self.0.push(super::flags::of(quota));
             self.leb(quota.rate_limit);
             self.leb(quota.window_ns);
             self.leb(quota.burst);
@@ -212,10 +212,13 @@ impl<'a> Reader<'a> {
                 3 => Algorithm::FixedWindow,
                 _ => return Err(self.malformed()),
             };
+            let flags = self.byte()?;
             quotas.push(QuotaSpec {
                 name,
                 algorithm,
-                shadow: self.byte()? != 0,
+                shadow: flags & 1 != 0,
+                consistency: super::flags::consistency(flags),
+                on_store_loss: super::flags::on_store_loss(flags),
                 rate_limit: self.leb()?,
                 window_ns: self.leb()?,
                 burst: self.leb()?,

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use ratelimiter_common::quota::{MAX_BURST, Quota, QuotaError, Unit as CommonUnit};
 
 use crate::policy::model::{
-    Algorithm, Client, DEFAULT_SEGMENT, Document, LimitSpec, Mode, Segment, Unit,
+    Algorithm, Client, Consistency, DEFAULT_SEGMENT, Document, LimitSpec, Mode, OnStoreLoss,
+    Segment, Unit,
 };
 use crate::policy::resolve::{Effective, SLIDING_LOG_LIMIT, request_limits, segment_of};
 
@@ -38,6 +39,10 @@ pub struct QuotaSpec {
     pub burst: u64,
     /// Shadow: decided and counted, never refused.
     pub shadow: bool,
+    /// Over how many hosts it holds; `None` for the limiter's default.
+    pub consistency: Option<Consistency>,
+    /// What counts while the shared store is away.
+    pub on_store_loss: OnStoreLoss,
 }
 
 /// Everything that decides how a client is judged. Clients with equal policies share one.
@@ -100,6 +105,8 @@ impl QuotaSpec {
                 _ => limit.rate_limit,
             },
             shadow: mode == Mode::Shadow,
+            consistency: limit.consistency,
+            on_store_loss: limit.on_store_loss.unwrap_or_default(),
         };
         spec.check()?;
         Ok(Some(spec))
@@ -200,6 +207,14 @@ impl PolicySpec {
             return Err(SpecError::TooManyQuotas(quotas.len()));
         }
         quotas.iter().try_for_each(QuotaSpec::check)?;
+        // Callers name a class by identity alone: there is nothing to make a fleet's key of.
+        let quotas = quotas
+            .into_iter()
+            .map(|quota| QuotaSpec {
+                consistency: Some(Consistency::Local),
+                ..quota
+            })
+            .collect();
         Ok(Self {
             quotas,
             segment: Arc::from(format!("{CLASS}{family}")),

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::units::Window;
+pub use crate::sync::loss::OnStoreLoss;
 
 /// Longest client id, in bytes.
 pub const MAX_CLIENT_ID_BYTES: usize = 256;
@@ -97,6 +98,18 @@ pub enum Algorithm {
     FixedWindow,
 }
 
+/// Over how many hosts a limit holds, and what a check waits for. Requests only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Consistency {
+    /// Over the fleet; each check asks the shared store, with a deadline.
+    Exact,
+    /// Over the fleet; units are taken from the shared store ahead of need.
+    Leased,
+    /// On each host by itself.
+    Local,
+}
+
 /// One quota as written by people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -123,6 +136,12 @@ pub struct LimitSpec {
     /// Default: the client's, then the segment's, then the agent's mode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
+    /// Requests only. Default: leased where `redis.url` is set, else local.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Consistency>,
+    /// What counts while the shared store is away; hold by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_store_loss: Option<OnStoreLoss>,
 }
 
 /// Limits by name.

@@ -200,6 +200,16 @@ impl Check<'_> {
                 format!("{who}: {error}"),
             );
         }
+        if spec.unit != Unit::Requests && spec.consistency.is_some() {
+            self.errors.push(
+                &[kind, owner, "limits", name, "consistency"],
+                format!(
+                    "{who}: `consistency` is for `requests`; {} are settled with the fleet behind \
+                     the packet, never waited for",
+                    unit_word(spec.unit)
+                ),
+            );
+        }
         let Some(algorithm) = spec.algorithm else {
             return;
         };

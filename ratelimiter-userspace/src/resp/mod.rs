@@ -102,6 +102,8 @@ impl Throttle {
             window_ns: limit.period_s.saturating_mul(1_000_000_000),
             burst: limit.max_burst.saturating_add(1),
             shadow,
+            consistency: None,
+            on_store_loss: crate::policy::model::OnStoreLoss::Hold,
         };
         let class = self
             .limiter

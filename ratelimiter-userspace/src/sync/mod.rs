@@ -4,6 +4,7 @@
 //! - [`beat`]: the registry of hosts, and which sources are hot
 //! - [`host`]: one host on the packet plane: what is hot, what to settle, what answers mean
 //! - [`loss`]: what a policy does while the store is away
+//! - [`lease`]: what one host holds of one client's bucket
 //! - [`ledger`]: what the store does with both, in memory: the reference for the store's scripts
 //!
 //! Pure: no clock is read, time is an argument, and nothing here knows a network or a kernel. How
@@ -11,6 +12,7 @@
 
 pub mod beat;
 pub mod host;
+pub mod lease;
 pub mod ledger;
 pub mod loss;
 pub mod settle;

@@ -86,6 +86,8 @@ fn limit(rate: u64, unit: Unit) -> LimitSpec {
         unit,
         algorithm: None,
         mode: None,
+        consistency: None,
+        on_store_loss: None,
     }
 }
 

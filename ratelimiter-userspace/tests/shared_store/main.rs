@@ -9,4 +9,5 @@
 mod differential;
 mod faults;
 mod hostile;
+mod requests;
 mod server;

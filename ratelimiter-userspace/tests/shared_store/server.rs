@@ -93,8 +93,8 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.thaw();
         let _gone = self.child.kill();
+        // SIGKILL ends a stopped process too.
         let _reaped = self.child.wait();
     }
 }

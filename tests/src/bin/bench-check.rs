@@ -100,6 +100,8 @@ fn document(algorithm: Algorithm, rate_limit: u64) -> anyhow::Result<Document> {
             unit: Unit::Requests,
             algorithm: Some(algorithm),
             mode: None,
+            consistency: None,
+            on_store_loss: None,
         },
     );
     document.segments.insert("default".to_owned(), segment);

@@ -14,6 +14,7 @@ use ratelimiter_common::quota::Unit;
 use ratelimiter_common::vclock::NEVER;
 use ratelimiter_common::verdict::Reason;
 use ratelimiter_userspace::clock::instant;
+use ratelimiter_userspace::dataplane::object::bench_object;
 
 use super::{Figure, median};
 use crate::OrFail as _;
@@ -32,6 +33,69 @@ struct Row {
     /// Packets counted and passed before the first round.
     warm: (u64, u64),
     times: Vec<f64>,
+}
+
+/// What is measured: everything, with the object this binary carries, unless said otherwise.
+#[derive(Clone, Debug, Default)]
+pub struct Choice {
+    /// Names of rows; `empty` is always measured.
+    pub rows: Vec<String>,
+    /// Another build of the benchmark's object.
+    pub object: Option<&'static [u8]>,
+}
+
+impl Choice {
+    fn has(&self, name: &str) -> bool {
+        self.rows.is_empty() || name == "empty" || self.rows.iter().any(|row| row == name)
+    }
+
+    #[track_caller]
+    fn load(&self, entry: &'static str, rule: Rule, budget: bool) -> Program {
+        let object = self
+            .object
+            .unwrap_or_else(|| bench_object().or_fail("bench object"));
+        let rival = if entry == "rival" {
+            1 << 20
+        } else {
+            LARGE.rival
+        };
+        let mut program = Program::load_object(object, Sizes { rival, ..LARGE }, &[entry]);
+        program.set_policy(&policy(0, &[rule]));
+        program.set_zone(0, 0, &[Unit::Packets]);
+        if budget {
+            program.change_config(|config| {
+                config.regions4[0].first_seen_ns = first_seen_ns(8 << LARGE.bits4);
+                config.regions6[0].first_seen_ns = first_seen_ns(8 << LARGE.bits6);
+            });
+        }
+        program
+    }
+
+    /// A row, if it was chosen.
+    fn row(
+        &self,
+        name: &'static str,
+        entry: &'static str,
+        frame: Vec<u8>,
+        program: impl FnOnce() -> Program,
+    ) -> Option<Row> {
+        if !self.has(name) {
+            return None;
+        }
+        let slow = ["1m", "spoofed", "tracked"]
+            .iter()
+            .any(|s| name.contains(s));
+        Some(Row {
+            name,
+            program: program(),
+            entry,
+            frame,
+            repeat: if slow { 1_000_000 } else { 2_000_000 },
+            counter: 0,
+            warm: (0, 0),
+            times: Vec::new(),
+        })
+    }
 }
 
 /// 1 M words, 512 k ways, 10 000 policies and more.
@@ -81,26 +145,6 @@ fn frame6(mask: u32) -> Vec<u8> {
     packet.payload(&payload(mask, 0)).build()
 }
 
-#[track_caller]
-fn load(entry: &'static str, rule: Rule, budget: bool) -> Program {
-    let object = ratelimiter_userspace::dataplane::object::bench_object().or_fail("bench object");
-    let rival = if entry == "rival" {
-        1 << 20
-    } else {
-        LARGE.rival
-    };
-    let mut program = Program::load_object(object, Sizes { rival, ..LARGE }, &[entry]);
-    program.set_policy(&policy(0, &[rule]));
-    program.set_zone(0, 0, &[Unit::Packets]);
-    if budget {
-        program.change_config(|config| {
-            config.regions4[0].first_seen_ns = first_seen_ns(8 << LARGE.bits4);
-            config.regions6[0].first_seen_ns = first_seen_ns(8 << LARGE.bits6);
-        });
-    }
-    program
-}
-
 /// Clients with an address and a policy of their own each.
 #[track_caller]
 fn with_clients(mut program: Program, addresses: &[u32]) -> Program {
@@ -139,105 +183,78 @@ fn one_per_24(n: u32) -> Vec<u32> {
     (0..n).map(|n| 0x0a00_0009 + n * 256).collect()
 }
 
-fn row(name: &'static str, program: Program, entry: &'static str, frame: Vec<u8>) -> Row {
-    let slow = ["1m", "spoofed", "tracked"]
-        .iter()
-        .any(|s| name.contains(s));
-    Row {
-        name,
-        program,
-        entry,
-        frame,
-        repeat: if slow { 1_000_000 } else { 2_000_000 },
-        counter: 0,
-        warm: (0, 0),
-        times: Vec::new(),
-    }
-}
-
 /// The limiter's rows that are measured with CAP_PERFMON too: without speculation masks and barriers.
-fn limiter_rows(names: [&'static str; 5]) -> Vec<Row> {
+fn limiter_rows(choice: &Choice, names: [&'static str; 5]) -> Vec<Row> {
     let over = Rule::packets(10, 20);
     let pass = Rule::packets(1_000_000_000, 1 << 30);
     let elsewhere = |mask| frame4(mask, ELSEWHERE);
     let [over_limit, passing, tracked, random, spoofed] = names;
     let ours = "limiter4";
+    let load = |rule| choice.load(ours, rule, true);
     let mut clients: Vec<u32> = (0..=THOUSAND).map(|n| CLIENTS + n).collect();
     clients.extend(one_per_24(10_000 - 1_024));
-    vec![
-        row(
-            over_limit,
-            load(ours, over, true),
-            ours,
-            elsewhere(THOUSAND),
-        ),
-        row(passing, load(ours, pass, true), ours, elsewhere(THOUSAND)),
-        row(
-            tracked,
-            with_clients(load(ours, over, true), &clients),
-            ours,
-            frame4(THOUSAND, CLIENTS),
-        ),
-        row(random, load(ours, over, true), ours, elsewhere(MILLION)),
-        row(spoofed, load(ours, over, true), ours, elsewhere(NEW)),
-    ]
+    let with_all = || with_clients(load(over), &clients);
+    let rows = [
+        choice.row(over_limit, ours, elsewhere(THOUSAND), || load(over)),
+        choice.row(passing, ours, elsewhere(THOUSAND), || load(pass)),
+        choice.row(tracked, ours, frame4(THOUSAND, CLIENTS), with_all),
+        choice.row(random, ours, elsewhere(MILLION), || load(over)),
+        choice.row(spoofed, ours, elsewhere(NEW), || load(over)),
+    ];
+    rows.into_iter().flatten().collect()
 }
 
-fn rows() -> Vec<Row> {
+fn rows(choice: &Choice) -> Vec<Row> {
     let over = Rule::packets(10, 20);
     let elsewhere = |mask| frame4(mask, ELSEWHERE);
     let (ours, six) = ("limiter4", "limiter6");
+    let load = |entry| choice.load(entry, over, true);
     let mut rows = Vec::new();
     for (name, entry) in [
         ("empty", "empty"),
         ("generator", "generator"),
         ("parse_only", "parser"),
     ] {
-        rows.push(row(
-            name,
-            load(entry, over, true),
-            entry,
-            elsewhere(THOUSAND),
-        ));
+        rows.extend(choice.row(name, entry, elsewhere(THOUSAND), || load(entry)));
     }
-    rows.extend(limiter_rows([
-        "over_limit_1k",
-        "pass_1k",
-        "tracked_1k",
-        "random_1m",
-        "spoofed",
-    ]));
-    let prefixes = |base| {
-        let program = with_clients(load(ours, over, true), &one_per_24(10_000));
-        (program, frame4(THOUSAND, base))
-    };
-    let (program, frame) = prefixes(ELSEWHERE);
-    rows.push(row("over_limit_1k_10k_prefixes", program, ours, frame));
+    rows.extend(limiter_rows(
+        choice,
+        [
+            "over_limit_1k",
+            "pass_1k",
+            "tracked_1k",
+            "random_1m",
+            "spoofed",
+        ],
+    ));
     // In a /16 with clients, in /24s without: the fine bits are asked too.
-    let (program, frame) = prefixes(0x0a27_8000);
-    rows.push(row("over_limit_1k_beside_prefixes", program, ours, frame));
-    let mut segment = load(ours, over, true);
-    segment.set_policy(&policy(1, &[over]));
-    segment.set_zone(1, 1, &[Unit::Packets]);
-    segment.coarse(names::COARSE4, 0x0a00..=0x0aff, 1);
-    segment.change_config(|config| config.flags |= flags::PREFIXES);
-    rows.push(row("segment_1k", segment, ours, frame4(THOUSAND, CLIENTS)));
-    let program = load(ours, over, false);
-    rows.push(row("spoofed_without_budget", program, ours, elsewhere(NEW)));
+    for (name, base) in [
+        ("over_limit_1k_10k_prefixes", ELSEWHERE),
+        ("over_limit_1k_beside_prefixes", 0x0a27_8000),
+    ] {
+        let program = || with_clients(load(ours), &one_per_24(10_000));
+        rows.extend(choice.row(name, ours, frame4(THOUSAND, base), program));
+    }
+    let segment = || {
+        let mut segment = load(ours);
+        segment.set_policy(&policy(1, &[over]));
+        segment.set_zone(1, 1, &[Unit::Packets]);
+        segment.coarse(names::COARSE4, 0x0a00..=0x0aff, 1);
+        segment.change_config(|config| config.flags |= flags::PREFIXES);
+        segment
+    };
+    rows.extend(choice.row("segment_1k", ours, frame4(THOUSAND, CLIENTS), segment));
+    let unbounded = || choice.load(ours, over, false);
+    rows.extend(choice.row("spoofed_without_budget", ours, elsewhere(NEW), unbounded));
     for (name, mask) in [("v6_over_limit_1k", THOUSAND), ("v6_random_1m", MILLION)] {
-        rows.push(row(name, load(six, over, true), six, frame6(mask)));
+        rows.extend(choice.row(name, six, frame6(mask), || load(six)));
     }
     for (name, mask) in [
         ("lru_1k", THOUSAND),
         ("lru_1m", MILLION),
         ("lru_spoofed", NEW),
     ] {
-        rows.push(row(
-            name,
-            load("rival", over, true),
-            "rival",
-            elsewhere(mask),
-        ));
+        rows.extend(choice.row(name, "rival", elsewhere(mask), || load("rival")));
     }
     rows
 }
@@ -271,19 +288,22 @@ fn as_the_product() {
     caps::set(None, CapSet::Effective, &keep).or_fail("set effective capabilities");
 }
 
-/// Runs every row `rounds` times, interleaved, and prints medians beside minima.
+/// Runs every chosen row `rounds` times, interleaved, and prints medians beside minima.
 #[track_caller]
-pub fn kernel(rounds: u32) -> Vec<Figure> {
+pub fn kernel(rounds: u32, choice: &Choice) -> Vec<Figure> {
     pin_to_cpu(0);
-    let mut rows = limiter_rows([
-        "over_limit_1k_perfmon",
-        "pass_1k_perfmon",
-        "tracked_1k_perfmon",
-        "random_1m_perfmon",
-        "spoofed_perfmon",
-    ]);
+    let mut rows = limiter_rows(
+        choice,
+        [
+            "over_limit_1k_perfmon",
+            "pass_1k_perfmon",
+            "tracked_1k_perfmon",
+            "random_1m_perfmon",
+            "spoofed_perfmon",
+        ],
+    );
     as_the_product();
-    rows.splice(0..0, self::rows());
+    rows.splice(0..0, self::rows(choice));
     // Buckets run dry and tables fill before anything counts.
     for row in &mut rows {
         let measured = row.repeat;

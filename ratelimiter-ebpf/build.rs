@@ -1,9 +1,8 @@
 //! Tells bpf-linker which BPF instructions to use.
 //!
 //! `aya-build` replaces rustflags from the environment and the cargo configuration, so code
-//! generation options go to the linker, which is where BPF code is generated. The instruction set
-//! itself needs no option: LLVM's `generic` BPF processor is v3 since LLVM 20 (32-bit arithmetic
-//! and jumps, atomic compare-and-swap), and rustc passes `--cpu generic`.
+//! generation options go to the linker, which is where BPF code is generated. The processor, v2, is
+//! said by the agent's build script: rustc passes the linker one of its own.
 
 fn main() {
     #[expect(
@@ -13,7 +12,7 @@ fn main() {
     let target = std::env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     if target == "bpf" {
         // Whole words from packets and packed structures instead of byte by byte.
-        println!("cargo:rustc-link-arg-bins=--cpu-features=+alu32,+allows-misaligned-mem-access");
+        println!("cargo:rustc-link-arg-bins=--cpu-features=+allows-misaligned-mem-access");
     }
     println!("cargo:rerun-if-changed=build.rs");
 }

@@ -53,9 +53,25 @@ fn main() -> Result<()> {
 }
 
 fn build(workspace: &Path, toolchain: &str) -> Result<()> {
-    // A rustc that is not a nightly needs this for `-Z build-std` and for the BPF intrinsics.
-    // SAFETY: the build script has one thread.
-    unsafe { env::set_var("RUSTC_BOOTSTRAP", "1") };
+    for (name, value) in [
+        // A rustc that is not a nightly needs this for `-Z build-std` and for the BPF intrinsics.
+        ("RUSTC_BOOTSTRAP", "1"),
+        // BPF v2: its compares, and registers of 64 bits only. (What rustc calls `generic` is v1, and
+        // with 32-bit registers but no 32-bit jumps LLVM spells most conditions out in five
+        // instructions. v3 has both, and spills 32 bits to slots that held a pointer, which the
+        // verifier refuses without CAP_PERFMON.) Flags of the profile, because `aya-build` replaces
+        // those of the environment and the cargo configuration.
+        ("CARGO_UNSTABLE_PROFILE_RUSTFLAGS", "true"),
+        ("CARGO_PROFILE_RELEASE_RUSTFLAGS", "-Ctarget-cpu=v2"),
+        // Build scripts run here, where there is no such processor.
+        (
+            "CARGO_PROFILE_RELEASE_BUILD_OVERRIDE_RUSTFLAGS",
+            "-Cdebuginfo=0",
+        ),
+    ] {
+        // SAFETY: the build script has one thread.
+        unsafe { env::set_var(name, value) };
+    }
     let ebpf = workspace.join("ratelimiter-ebpf");
     let common = workspace.join("ratelimiter-common");
     println!("cargo:rerun-if-changed={}", common.display());

@@ -195,12 +195,19 @@ macro_rules! each_way {
 }
 const _: () = assert!(WAYS == 8);
 
-/// Finds `tag` among an IPv4 set's words, or else the victim, without a branch.
+/// Finds a source, by its permuted address, among an IPv4 set's words, or else the victim, without a
+/// branch. Among equals the home way is taken, where the source is looked for first.
 #[inline(always)]
 #[must_use]
-pub fn search4<S: Sign>(words: &[u64; WAYS], tag: u64, now: u64, cap: u64, set_bits: u32) -> Place {
+pub fn search4<S: Sign>(
+    words: &[u64; WAYS],
+    permuted: u32,
+    now: u64,
+    cap: u64,
+    set_bits: u32,
+) -> Place {
     let scan = |way: usize| words.get(way).copied().unwrap_or_default();
-    search4_by::<S>(scan, tag, now, cap, set_bits)
+    search4_by::<S>(scan, permuted, now, cap, set_bits)
 }
 
 /// [`search4`] of words that `scan` reads.
@@ -208,11 +215,12 @@ pub fn search4<S: Sign>(words: &[u64; WAYS], tag: u64, now: u64, cap: u64, set_b
 #[must_use]
 pub fn search4_by<S: Sign>(
     scan: impl Fn(usize) -> u64,
-    tag: u64,
+    permuted: u32,
     now: u64,
     cap: u64,
     set_bits: u32,
 ) -> Place {
+    let (tag, home) = (tag4(permuted, set_bits), home4(permuted) as u64);
     let mask = tat_mask(set_bits);
     let shift = tat_bits4(set_bits);
     let origin = now.wrapping_add(cap).wrapping_add(1);
@@ -222,21 +230,23 @@ pub fn search4_by<S: Sign>(
         // A match has rank zero, everything else one more than its own.
         let differs = !S::mask(((word >> shift) ^ tag).wrapping_sub(1));
         let order = ((word.wrapping_sub(origin) & mask) + 1) & differs;
-        best = least::<S>(best, (order << 3) | way as u64);
+        best = least::<S>(best, (order << 3) | (way as u64 ^ home));
     });
-    place(best)
+    place(best, home)
 }
 
-/// Finds `key` among an IPv6 set's ways, or else the victim, without a branch. `scan` reads a way's
-/// state and then its key. Returns also whether any way was busy.
+/// Finds `key` among an IPv6 set's ways, or else the victim, without a branch; as [`search4_by`].
+/// `scan` reads a way's state and then its key. Returns also whether any way was busy.
 #[inline(always)]
 #[must_use]
 pub fn search6<S: Sign>(
     scan: impl Fn(usize) -> (u64, u64),
     key: u64,
+    permuted: u64,
     now: u64,
     cap: u64,
 ) -> (Place, bool) {
+    let home = home6(permuted) as u64;
     let origin = now.wrapping_add(cap).wrapping_add(1);
     let mut best = u64::MAX >> 1;
     let mut busy = 0;
@@ -248,9 +258,9 @@ pub fn search6<S: Sign>(
         let differs = S::mask(other | 0_u64.wrapping_sub(other)) | taken;
         let order = ((state.wrapping_sub(origin) & TAT6_MASK) + 1) & differs;
         busy |= state;
-        best = least::<S>(best, (order << 3 | way as u64) | (taken >> 2));
+        best = least::<S>(best, (order << 3 | (way as u64 ^ home)) | (taken >> 2));
     });
-    (place(best), busy & BUSY != 0)
+    (place(best, home), busy & BUSY != 0)
 }
 
 #[inline(always)]
@@ -260,9 +270,9 @@ fn least<S: Sign>(a: u64, b: u64) -> u64 {
 }
 
 #[inline(always)]
-const fn place(best: u64) -> Place {
+const fn place(best: u64, home: u64) -> Place {
     Place {
-        way: (best & (WAYS as u64 - 1)) as usize,
+        way: ((best ^ home) & (WAYS as u64 - 1)) as usize,
         matched: best < WAYS as u64,
     }
 }
@@ -367,16 +377,17 @@ mod search_tests {
     proptest! {
         #[test]
         fn finds_the_match_or_the_oldest(
-            words: [u64; 8], pick in 0_usize..8, hit: bool, tag: u64, now: u64,
+            words: [u64; 8], pick in 0_usize..8, hit: bool, other: u32, now: u64,
             cap in 0_u64..1 << 44, set_bits in 6_u32..=25,
         ) {
-            let tag = if hit {
-                words[pick] >> tat_bits4(set_bits)
+            let permuted = if hit {
+                ((words[pick] >> tat_bits4(set_bits)) as u32) << set_bits
             } else {
-                tag >> tat_bits4(set_bits)
+                other
             };
+            let tag = tag4(permuted, set_bits);
             let mask = tat_mask(set_bits);
-            let found = search4::<Plain>(&words, tag, now, cap, set_bits);
+            let found = search4::<Plain>(&words, permuted, now, cap, set_bits);
             let expected = plainly(&words, tag, now, cap, set_bits);
             prop_assert_eq!(found.matched, expected.matched);
             prop_assert_eq!(
@@ -388,11 +399,11 @@ mod search_tests {
         #[test]
         fn ipv6_never_takes_a_busy_way(
             keys: [u64; 8], states: [u64; 8], pick in 0_usize..8, hit: bool, other: u64, now: u64,
-            cap in 0_u64..1 << 44,
+            permuted: u64, cap in 0_u64..1 << 44,
         ) {
             let key = if hit { keys[pick] } else { other };
             let free: Vec<_> = (0..8).filter(|&way| states[way] & BUSY == 0).collect();
-            let (found, busy) = search6::<Plain>(|way| (states[way], keys[way]), key, now, cap);
+            let (found, busy) = search6::<Plain>(|way| (states[way], keys[way]), key, permuted, now, cap);
             prop_assert_eq!(busy, free.len() < 8);
             if let Some(&way) = free.iter().find(|&&way| keys[way] == key) {
                 prop_assert!(found.matched);
@@ -415,6 +426,17 @@ mod search_tests {
             prop_assert_eq!(debt(tat, now, 1 << 40, mask), owed);
             // Once the clock has passed it, it is idle, until the clock has gone all the way round.
             prop_assert_eq!(debt(tat, now.wrapping_add(owed + 1), 1 << 40, mask), 0);
+        }
+    }
+
+    #[test]
+    fn among_equals_the_home_way_is_taken() {
+        for home in 0..WAYS as u32 {
+            let place = search4::<Plain>(&[0; WAYS], home << 29, 1 << 40, 5_000, 13);
+            assert_eq!((place.way, place.matched), (home as usize, false));
+            let scan = |_| (0, u64::MAX);
+            let (place, _) = search6::<Plain>(scan, 7, u64::from(home) << 61, 1 << 40, 5_000);
+            assert_eq!((place.way, place.matched), (home as usize, false));
         }
     }
 

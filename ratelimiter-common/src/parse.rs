@@ -7,8 +7,10 @@
 //! Tunnels are not opened: the outer source is charged.
 
 mod class;
+mod plain;
 
 pub use class::{Address, Class, Subject, classify};
+pub use plain::{plain4, plain6};
 
 /// Read access to a frame. Multi-byte reads are big-endian, `None` beyond the end.
 pub trait Bytes {
@@ -106,6 +108,7 @@ const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ETHERNET_HEADER: u32 = 14;
 const IPV4_HEADER: u32 = 20;
+const IPV6_HEADER: u32 = 40;
 const TCP_HEADER: u32 = 20;
 /// The same in the units of fragment offsets.
 const TCP_HEADER_UNITS: u32 = 3;
@@ -300,7 +303,7 @@ fn ipv4<B: Bytes>(bytes: &B, at: u32) -> Packet {
             packet
         };
     }
-    if header == IPV4_HEADER {
+    let seen = if header == IPV4_HEADER {
         let transport = at + IPV4_HEADER;
         ports(
             bytes,
@@ -322,7 +325,8 @@ fn ipv4<B: Bytes>(bytes: &B, at: u32) -> Packet {
             !more,
             true,
         )
-    }
+    };
+    seen.unwrap_or_else(Packet::of)
 }
 
 /// `place` is where extension headers may be walked in.
@@ -333,7 +337,7 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, place: &mut Packet) -> Packet {
         return malformed;
     };
     let payload = w1 >> 16;
-    let transport = at + 40;
+    let transport = at + IPV6_HEADER;
     // No jumbograms: a length of zero is just that.
     if w0 >> 28 != 6 || transport + payload > bytes.length() {
         return malformed;
@@ -343,7 +347,9 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, place: &mut Packet) -> Packet {
     let low = u64::from(s2) << 32 | u64::from(s3);
     let packet = Packet::new(Kind::V6, next, high, low, payload);
     match next {
-        TCP | UDP => ports(bytes, packet, next, transport, payload, true, false),
+        TCP | UDP => {
+            ports(bytes, packet, next, transport, payload, true, false).unwrap_or_else(Packet::of)
+        }
         ICMPV6 => {
             if is_neighbour_discovery(bytes, transport, payload, w1 as u8) {
                 Packet::of(Kind::Control)
@@ -431,13 +437,14 @@ fn extensions<B: Bytes>(bytes: &B, packet: &mut Packet, at: u32, hop_limit: u8) 
         ICMPV6 if whole && is_neighbour_discovery(bytes, at, left, hop_limit) => {
             Packet::of(Kind::Control)
         }
-        TCP | UDP => ports(bytes, done, kind, at, left, whole, false),
+        TCP | UDP => ports(bytes, done, kind, at, left, whole, false).unwrap_or_else(Packet::of),
         _ => done,
     };
     true
 }
 
-/// Reads what of the transport header matters, in the first fragment or the whole packet.
+/// Reads what of the transport header matters, in the first fragment or the whole packet. Where the
+/// packet is of another kind after all, that.
 ///
 /// A header that is cut is malformed also in a first fragment: no honest sender splits it (RFC 1858,
 /// RFC 7112).
@@ -450,8 +457,8 @@ fn ports<B: Bytes>(
     transport_bytes: u32,
     whole: bool,
     v4: bool,
-) -> Packet {
-    let malformed = Packet::of(Kind::Malformed);
+) -> Result<Packet, Kind> {
+    let malformed = Err(Kind::Malformed);
     match protocol {
         TCP => {
             if transport_bytes < TCP_HEADER {
@@ -464,7 +471,7 @@ fn ports<B: Bytes>(
             if header < TCP_HEADER || header > transport_bytes {
                 return malformed;
             }
-            packet.with_syn(flags & 0x12 == 0x02)
+            Ok(packet.with_syn(flags & 0x12 == 0x02))
         }
         UDP => {
             if transport_bytes < UDP_HEADER {
@@ -474,12 +481,12 @@ fn ports<B: Bytes>(
                 return malformed;
             };
             if whole && is_dhcp(ports, v4) {
-                Packet::of(Kind::Control)
+                Err(Kind::Control)
             } else {
-                packet
+                Ok(packet)
             }
         }
-        _ => packet,
+        _ => Ok(packet),
     }
 }
 

@@ -21,9 +21,11 @@ mod lookup;
 mod maps;
 mod outcome;
 mod packet;
+mod place;
 mod policy;
 mod rebind;
 mod scratch;
+mod straight;
 mod tracked;
 
 use aya_ebpf::bindings::xdp_action;
@@ -33,7 +35,7 @@ use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 use ratelimiter_common::abi::counters::UnitCache;
 use ratelimiter_common::crowd::debt;
-use ratelimiter_common::parse::{Kind, parse};
+use ratelimiter_common::parse::plain4;
 use ratelimiter_common::verdict::{Reason, Verdict};
 
 use outcome::Outcome;
@@ -122,8 +124,8 @@ fn parser(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     };
     // SAFETY: this CPU's map value.
-    let packet = unsafe { parse(&Frame::of(&ctx, cpu)) };
-    if matches!(packet.kind(), Kind::V4) && packet.low != 0 {
+    let packet = unsafe { plain4(&Frame::<false>::of(&ctx, cpu)) };
+    if packet.is_some_and(|packet| packet.low != 0) {
         xdp_action::XDP_DROP
     } else {
         xdp_action::XDP_ABORTED
@@ -131,8 +133,8 @@ fn parser(ctx: XdpContext) -> u32 {
 }
 
 #[inline(always)]
-fn limited(ctx: &XdpContext) -> u32 {
-    match limit::limit(ctx) {
+fn limited<const GUARDED: bool>(ctx: &XdpContext) -> u32 {
+    match limit::limit::<GUARDED>(ctx) {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }
@@ -144,7 +146,16 @@ fn limiter4(ctx: XdpContext) -> u32 {
     if !generate4(&ctx) {
         return xdp_action::XDP_ABORTED;
     }
-    limited(&ctx)
+    limited::<false>(&ctx)
+}
+
+/// The same, as it is loaded without CAP_PERFMON.
+#[xdp]
+fn guarded4(ctx: XdpContext) -> u32 {
+    if !generate4(&ctx) {
+        return xdp_action::XDP_ABORTED;
+    }
+    limited::<true>(&ctx)
 }
 
 /// The limiter, IPv6 sources.
@@ -153,7 +164,16 @@ fn limiter6(ctx: XdpContext) -> u32 {
     if !generate6(&ctx) {
         return xdp_action::XDP_ABORTED;
     }
-    limited(&ctx)
+    limited::<false>(&ctx)
+}
+
+/// The same, as it is loaded without CAP_PERFMON.
+#[xdp]
+fn guarded6(ctx: XdpContext) -> u32 {
+    if !generate6(&ctx) {
+        return xdp_action::XDP_ABORTED;
+    }
+    limited::<true>(&ctx)
 }
 
 /// What most limiters are: GCRA in an LRU hash, with our parser and our clock. The quota is that of
@@ -169,10 +189,9 @@ fn rival(ctx: XdpContext) -> u32 {
     // SAFETY: map values live while the program runs.
     unsafe {
         clock::tick(cpu);
-        let packet = parse(&Frame::of(&ctx, cpu));
-        if !matches!(packet.kind(), Kind::V4) {
+        let Some(packet) = plain4(&Frame::<false>::of(&ctx, cpu)) else {
             return xdp_action::XDP_ABORTED;
-        }
+        };
         let cache = policy::zone_cache(cpu, 0);
         let unit = (&raw const (*cache).unit).cast::<UnitCache>();
         let (now, burst, cap) = ((*unit).now, (*unit).burst, (*unit).cap);

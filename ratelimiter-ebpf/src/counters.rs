@@ -4,9 +4,11 @@ use core::mem::offset_of;
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
 use ratelimiter_common::abi::config::SEGMENTS;
-use ratelimiter_common::abi::counters::{Count, CpuState, SAMPLE_SLOTS, Sample, SegmentCount};
+use ratelimiter_common::abi::counters::{
+    Count, CpuState, SAMPLE_SLOTS, Sample, SegmentCount, ZoneCache,
+};
 use ratelimiter_common::parse::Kind;
-use ratelimiter_common::verdict::{REASONS, Verdict};
+use ratelimiter_common::verdict::{REASONS, Reason, Verdict};
 
 use crate::atomic::forget;
 use crate::maps::SAMPLES;
@@ -54,9 +56,61 @@ const _: () = assert!(
         && size_of::<SegmentCount>() == 32
 );
 
+/// Counts a packet of a simple zone that conformed.
+#[inline(always)]
+pub(crate) unsafe fn conforming(cpu: *mut CpuState, cache: *const ZoneCache) -> Verdict {
+    // SAFETY: both are this CPU's map value; indices are masked.
+    unsafe {
+        let bytes = (&raw const (*scratch::arrival(cpu)).bytes).read_volatile();
+        let count = &raw mut (*cpu).counts[Reason::Conforming as usize][Verdict::Pass as usize];
+        (*count).packets += 1;
+        (*count).bytes += bytes;
+        let label = (*cache).label;
+        let segment = &raw mut (*cpu).segments[(label >> 24) as usize & (SEGMENTS - 1)];
+        (*segment).conforming += 1;
+        (*segment).conforming_bytes += bytes;
+        if sample_is_due(cpu) {
+            let outcome = Outcome::judged(label, Reason::Conforming, (*cache).modes);
+            sample(outcome.0, Verdict::Pass as u32);
+        }
+    }
+    Verdict::Pass
+}
+
+/// Counts a packet of a simple zone that is dropped.
+#[inline(always)]
+pub(crate) unsafe fn over(cpu: *mut CpuState, cache: *const ZoneCache) -> Verdict {
+    // SAFETY: as `conforming`.
+    unsafe {
+        let bytes = (&raw const (*scratch::arrival(cpu)).bytes).read_volatile();
+        let count = &raw mut (*cpu).counts[Reason::OverPackets as usize][Verdict::Drop as usize];
+        (*count).packets += 1;
+        (*count).bytes += bytes;
+        let label = (*cache).label;
+        (*cpu).segments[(label >> 24) as usize & (SEGMENTS - 1)].dropped += 1;
+        let outcome = Outcome::judged(label, Reason::OverPackets, (*cache).modes);
+        tell(cpu, outcome, Verdict::Drop);
+    }
+    Verdict::Drop
+}
+
+/// Samples the packet and reports a drop, where that is due.
+#[inline(always)]
+pub(crate) unsafe fn tell(cpu: *mut CpuState, outcome: Outcome, verdict: Verdict) {
+    // SAFETY: as `count`.
+    unsafe {
+        if sample_is_due(cpu) {
+            sample(outcome.0, verdict as u32);
+        }
+        if event_is_due(cpu, verdict) {
+            event(outcome.0, verdict as u32);
+        }
+    }
+}
+
 /// Counts down to the next sample; true when it is due.
 #[inline(always)]
-pub(crate) unsafe fn sample_is_due(cpu: *mut CpuState) -> bool {
+unsafe fn sample_is_due(cpu: *mut CpuState) -> bool {
     // SAFETY: as `count`.
     unsafe {
         let left = (*cpu).sample_left.wrapping_sub(1);
@@ -130,7 +184,7 @@ unsafe fn describe(cpu: *mut CpuState, outcome: Outcome, verdict: u32, weight: u
 
 /// Reports a drop, at most one per CPU and jiffy.
 #[inline(always)]
-pub(crate) unsafe fn event_is_due(cpu: *mut CpuState, verdict: Verdict) -> bool {
+unsafe fn event_is_due(cpu: *mut CpuState, verdict: Verdict) -> bool {
     // SAFETY: as `count`.
     unsafe { matches!(verdict, Verdict::Drop) && (*cpu).event_jiffies != (*cpu).jiffies }
 }

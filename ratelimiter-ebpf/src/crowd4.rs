@@ -10,11 +10,15 @@ use crate::bucket::{
 };
 use crate::maps::CROWD4;
 use crate::scratch::{self, ONE};
+use crate::straight::Home;
 use crate::{atomic, lookup};
 
 /// Finds the set of this CPU's packet, and its index.
 #[inline(always)]
-unsafe fn set_of(cpu: *mut CpuState, cache: *const UnitCache) -> (u32, Option<*mut u64>) {
+pub(crate) unsafe fn set_of(
+    cpu: *mut CpuState,
+    cache: *const UnitCache,
+) -> (u32, Option<*mut u64>) {
     // SAFETY: live map values.
     unsafe {
         let index = (*cache).base4 + (hash_of(cpu) & (*cache).mask4);
@@ -25,7 +29,7 @@ unsafe fn set_of(cpu: *mut CpuState, cache: *const UnitCache) -> (u32, Option<*m
 
 /// The packet's address under the bijection.
 #[inline(always)]
-unsafe fn hash_of(cpu: *mut CpuState) -> u32 {
+pub(crate) unsafe fn hash_of(cpu: *mut CpuState) -> u32 {
     // SAFETY: a live map value.
     unsafe { atomic::load(&raw const (*scratch::arrival(cpu)).hash) as u32 }
 }
@@ -65,7 +69,7 @@ unsafe fn find(cpu: *mut CpuState, cache: *const UnitCache, cost: u64, out: *mut
             let mut matched = atomic::load(set.add(way & (WAYS - 1))) >> tat_bits4(bits) == tag;
             if !matched {
                 let scan = |n: usize| atomic::load(set.add(n));
-                let place = search4_by::<Shift>(scan, tag, now, cap, bits);
+                let place = search4_by::<Shift>(scan, hash, now, cap, bits);
                 way = place.way;
                 matched = place.matched;
             }
@@ -180,36 +184,36 @@ pub extern "C" fn judge4() -> u64 {
     }
 }
 
-/// The common case: packets only, the source in its home way, no contention. `None` asks for
-/// [`judge4`].
+/// Charges one packet to the source's home way.
 #[inline(always)]
-pub(crate) unsafe fn charge_home(cpu: *mut CpuState, cache: *const UnitCache) -> Option<bool> {
+pub(crate) unsafe fn charge_home(cpu: *mut CpuState, cache: *const UnitCache, hash: u32) -> Home {
     // SAFETY: as `find`.
     unsafe {
-        let (_, Some(set)) = set_of(cpu, cache) else {
-            return None;
+        let index = (*cache).base4 + (hash & (*cache).mask4);
+        let Some(set) = lookup::element(&CROWD4, scratch::of(cpu), index) else {
+            return Home::Unclear;
         };
-        let hash = hash_of(cpu);
-        let (now, burst, bits) = ((*cache).now, (*cache).burst, (*cache).bits4);
+        let set: *mut u64 = set.cast();
+        let (now, burst, mask) = ((*cache).now, (*cache).burst, (*cache).tat_mask4);
         let cell = set.add(home4(hash) & (WAYS - 1));
         let word = atomic::load(cell);
-        let tag = tag4(hash, bits);
-        if word >> tat_bits4(bits) != tag {
-            return None;
+        if word >> ((*cache).tat_bits4 & 63) != tag4(hash, (*cache).bits4) {
+            return Home::Strange;
         }
-        let owed = debt(word, now, (*cache).cap, tat_mask(bits));
+        let owed = debt(word, now, (*cache).cap, mask);
         let after = owed + ONE;
         if after <= burst {
-            let next = pack4(tag, now.wrapping_add(after), bits);
+            // The tag stays.
+            let next = (word & !mask) | (now.wrapping_add(after) & mask);
             if atomic::swap_if(cell, word, next) {
-                Some(true)
+                Home::Charged
             } else {
-                None
+                Home::Unclear
             }
         } else if owed <= burst {
-            Some(false)
+            Home::Over
         } else {
-            None
+            Home::Unclear
         }
     }
 }

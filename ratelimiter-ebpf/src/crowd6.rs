@@ -14,6 +14,7 @@ use crate::atomic::fence;
 use crate::bucket::{Shift, Table, charge_zone, cost, fits, look_of, state, unit_cache};
 use crate::maps::CROWD6;
 use crate::scratch::{self, ONE};
+use crate::straight::Home;
 use crate::{atomic, lookup};
 
 /// Times a source without a way looks again while some way of its set is busy.
@@ -82,7 +83,7 @@ pub extern "C" fn look6(unit: u32) -> u32 {
             let mut own = word & BUSY == 0 && key_of(set.add(way)) == key;
             if !own {
                 let scan = |n: usize| (atomic::load(state_of(set.add(n))), key_of(set.add(n)));
-                let (place, busy) = search6::<Shift>(scan, key, now, cap);
+                let (place, busy) = search6::<Shift>(scan, key, hash, now, cap);
                 if !place.matched && busy {
                     fence();
                     continue;
@@ -203,36 +204,41 @@ pub extern "C" fn judge6() -> u64 {
     }
 }
 
-/// The common case: packets only, the source in its home way, no contention. `None` asks for
-/// [`judge6`].
+/// Charges one packet to the source's home way.
 #[inline(always)]
-pub(crate) unsafe fn charge_home(cpu: *mut CpuState, cache: *const UnitCache) -> Option<bool> {
+pub(crate) unsafe fn charge_home(
+    cpu: *mut CpuState,
+    cache: *const UnitCache,
+    key: u64,
+    hash: u64,
+) -> Home {
     // SAFETY: as `look6`.
     unsafe {
-        let (_, Some(set)) = set_of(cpu, cache) else {
-            return None;
+        let index = (*cache).base6 + (hash as u32 & (*cache).mask6);
+        let Some(set) = lookup::element(&CROWD6, scratch::of(cpu), index) else {
+            return Home::Unclear;
         };
-        let (key, hash) = source_of(cpu);
+        let set: *mut Way6 = set.cast();
         let (now, burst) = ((*cache).now, (*cache).burst);
         let way = set.add(home6(hash) & (WAYS - 1));
         let cell = state_of(way);
         let word = atomic::load(cell);
         if word & BUSY != 0 || key_of(way) != key {
-            return None;
+            return Home::Strange;
         }
         let owed = debt(word, now, (*cache).cap, TAT6_MASK);
         let after = owed + ONE;
         if after <= burst {
             let next = charged6(word, now.wrapping_add(after));
             if atomic::swap_if(cell, word, next) {
-                Some(true)
+                Home::Charged
             } else {
-                None
+                Home::Unclear
             }
         } else if owed <= burst {
-            Some(false)
+            Home::Over
         } else {
-            None
+            Home::Unclear
         }
     }
 }

@@ -1,76 +1,136 @@
-//! The order of the steps for one packet. The common case, a source of the crowd in its home way
-//! under a packet quota, is a straight line that touches no stack (see `lookup`); everything else is
-//! a call.
+//! The order of the steps for one packet. A plain packet of the crowd under a packet quota goes in a
+//! straight line, here and in `straight`; everything else is a call.
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use ratelimiter_common::abi::config::{
-    Config, FINE_WORDS, LOOK_FURTHER, PROMOTED_WORDS, ZONES as ZONE_COUNT, fine4_bit, fine6_bit,
-    flags,
-};
-use ratelimiter_common::abi::counters::CpuState;
-use ratelimiter_common::parse::{Kind, Packet, parse_into};
-use ratelimiter_common::perm::{perm32, perm64};
-use ratelimiter_common::source;
+use ratelimiter_common::abi::config::flags;
+use ratelimiter_common::parse::{Kind, Packet, parse_into, plain4, plain6};
 use ratelimiter_common::verdict::{Reason, Verdict};
 
-use crate::maps::{COARSE4, COARSE6, FINE4, FINE6, PROMOTED};
 use crate::outcome::Outcome;
 use crate::packet::Frame;
+use crate::place::{Place, place4, place6};
 use crate::scratch::{self, Arrival, put};
+use crate::straight::{self, Charge};
 use crate::{atomic, clock, counters, crowd4, crowd6, first_seen, lookup, tracked};
 
-/// The only unit limited is packets.
-const PACKETS_ONLY: u32 = 1;
-
-/// Judges a packet and counts it, whatever it is.
+/// Judges a packet and counts it, whatever it is. For `GUARDED` see [`Frame`].
 #[inline(always)]
-pub(crate) fn limit(ctx: &XdpContext) -> Verdict {
-    // It always exists: the verifier wants to hear that we checked.
-    let Some(cpu) = lookup::cpu() else {
+pub(crate) fn limit<const GUARDED: bool>(ctx: &XdpContext) -> Verdict {
+    // Both always exist: the verifier wants to hear that we checked.
+    let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
         return Verdict::Pass;
     };
-    // SAFETY: a map value, alive while the program runs; one CPU runs one packet at a time.
+    // SAFETY: map values, alive while the program runs; one CPU runs one packet at a time.
     unsafe {
         clock::tick(cpu);
-        let arrival = scratch::arrival(cpu);
-        put(&raw mut (*arrival).key, 0);
-        {
-            let frame = Frame::of(ctx, cpu);
-            put(&raw mut (*arrival).packet.high, 0);
-            put(&raw mut (*arrival).packet.low, 0);
-            put((*arrival).packet.facts_mut(), Packet::MALFORMED.facts());
-            parse_into(&frame, &mut (*arrival).packet);
-        }
-        let Some(config) = lookup::config() else {
-            return Verdict::Pass;
+        let set = (*config).flags as u64;
+        let frame = Frame::<GUARDED>::of(ctx, cpu);
+        let outcome = if let Some(packet) = plain4(&frame) {
+            match place4(cpu, config, set, packet) {
+                Place::Crowd { zone, hash, .. } => {
+                    match straight::charge4::<GUARDED>(cpu, set, zone, hash) {
+                        Charge::Conforming(cache) => return counters::conforming(cpu, cache),
+                        Charge::Over(cache) => return counters::over(cpu, cache),
+                        Charge::Search => straight::search4(),
+                        Charge::Judge => crowd4::judge4(),
+                    }
+                }
+                _ => further4(),
+            }
+        } else if let Some(packet) = plain6(&frame) {
+            match place6(cpu, config, set, packet) {
+                Place::Crowd { zone, key, hash } => {
+                    match straight::charge6::<GUARDED>(cpu, set, zone, key, hash) {
+                        Charge::Conforming(cache) => return counters::conforming(cpu, cache),
+                        Charge::Over(cache) => return counters::over(cpu, cache),
+                        Charge::Search | Charge::Judge => crowd6::judge6(),
+                    }
+                }
+                Place::Further => further6(),
+                Place::Malformed => malformed(),
+            }
+        } else {
+            other(ctx.ctx)
         };
-        let set = (*config).flags;
-        put(&raw mut (*scratch::of(cpu)).flags, set);
-        let outcome = match Arrival::packet(arrival).kind() {
-            Kind::V4 => v4(cpu, config),
-            Kind::V6 => v6(cpu, config),
-            Kind::Malformed => malformed(set),
-            Kind::Control => Outcome::plain(Reason::ControlTraffic).0,
-            Kind::NonIp => Outcome::plain(Reason::NonIp).0,
-        };
-        let bytes = (&raw const (*arrival).bytes).read_volatile();
+        let bytes = (&raw const (*scratch::arrival(cpu)).bytes).read_volatile();
         // One path from here on.
         let outcome = Outcome(atomic::forget64(outcome, bytes));
-        let set = (&raw const (*scratch::of(cpu)).flags).read_volatile();
-        let verdict = outcome.verdict(set & flags::ENFORCE != 0);
+        let verdict = outcome.verdict(set & flags::ENFORCE as u64 != 0);
         counters::count(cpu, outcome, verdict, bytes);
-        if counters::sample_is_due(cpu) {
-            counters::sample(outcome.0, verdict as u32);
-        }
-        if counters::event_is_due(cpu, verdict) {
-            counters::event(outcome.0, verdict as u32);
-        }
+        counters::tell(cpu, outcome, verdict);
         verdict
     }
 }
 
+/// Judges every frame that is not plain, once it is measured. The verifier follows a function of its
+/// own once, whichever way it is called.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn other(ctx: *mut xdp_md) -> u64 {
+    let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
+        return 0;
+    };
+    let ctx = XdpContext::new(ctx);
+    // SAFETY: both are live map values.
+    unsafe {
+        let arrival = scratch::arrival(cpu);
+        {
+            let frame = Frame::<true>::measured(&ctx, cpu);
+            put(&raw mut (*arrival).key, 0);
+            Arrival::put_packet(arrival, Packet::MALFORMED);
+            parse_into(&frame, &mut (*arrival).packet);
+        }
+        let packet = Arrival::packet(arrival);
+        let set = (*config).flags as u64;
+        match packet.kind() {
+            Kind::V4 => match place4(cpu, config, set, packet) {
+                Place::Crowd { .. } => crowd4::judge4(),
+                _ => further4(),
+            },
+            Kind::V6 => match place6(cpu, config, set, packet) {
+                Place::Crowd { .. } => crowd6::judge6(),
+                Place::Further => further6(),
+                Place::Malformed => malformed(),
+            },
+            Kind::Malformed => malformed(),
+            Kind::Control => Outcome::plain(Reason::ControlTraffic).0,
+            Kind::NonIp => Outcome::plain(Reason::NonIp).0,
+        }
+    }
+}
+
+/// Judges an IPv4 source that may be tracked or listed.
 #[inline(always)]
-fn malformed(set: u32) -> u64 {
+fn further4() -> u64 {
+    let outcome = tracked::judge_tracked();
+    if outcome == tracked::TO_THE_CROWD {
+        crowd4::judge4()
+    } else {
+        outcome
+    }
+}
+
+/// Judges an IPv6 source that may be tracked or listed.
+#[inline(always)]
+fn further6() -> u64 {
+    let outcome = tracked::judge_tracked();
+    if outcome == tracked::TO_THE_CROWD {
+        crowd6::judge6()
+    } else {
+        outcome
+    }
+}
+
+/// Judges a frame that is broken, or comes from where no host may.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn malformed() -> u64 {
+    let Some(config) = lookup::config() else {
+        return 0;
+    };
+    // SAFETY: a live map value.
+    let set = unsafe { (*config).flags };
     let reason = if set & flags::MALFORMED_BUDGET == 0 {
         Reason::Malformed
     } else if first_seen::admit_malformed() != 0 {
@@ -79,127 +139,4 @@ fn malformed(set: u32) -> u64 {
         Reason::MalformedOver
     };
     Outcome::plain(reason).0
-}
-
-/// Whether bit `index` of a table of words is set.
-macro_rules! bit {
-    ($table:expr, $cpu:expr, $words:expr, $index:expr) => {{
-        let index: u32 = $index;
-        match lookup::element(&$table, scratch::of($cpu), (index >> 6) & ($words - 1)) {
-            Some(word) => (word.read_volatile() >> (index & 63)) & 1 != 0,
-            None => false,
-        }
-    }};
-}
-
-#[inline(always)]
-unsafe fn v4(cpu: *mut CpuState, config: *const Config) -> u64 {
-    // SAFETY: both are live map values; the zone is masked.
-    unsafe {
-        let arrival = scratch::arrival(cpu);
-        let address = (&raw const (*arrival).packet.low).read_volatile() as u32;
-        let key = source::v4(address);
-        put(&raw mut (*arrival).key, key);
-        let hash = perm32(&(*config).perm, address);
-        put(&raw mut (*arrival).hash, hash as u64);
-        let set = (*config).flags;
-        let mut zone = 0;
-        let mut further = false;
-        if set & flags::PREFIXES != 0
-            && let Some(coarse) = lookup::only(&COARSE4)
-        {
-            zone = (*coarse).zones[(address >> 16) as usize];
-            if zone == LOOK_FURTHER {
-                zone = 0;
-                further |= bit!(FINE4, cpu, FINE_WORDS, fine4_bit(address));
-            }
-        }
-        if set & flags::PROMOTED != 0 {
-            let bit = source::promoted_bit(key);
-            further |= bit!(PROMOTED, cpu, PROMOTED_WORDS, bit);
-        }
-        put(&raw mut (*arrival).zone, zone as u64);
-        if further {
-            let outcome = tracked::judge_tracked();
-            if outcome != tracked::TO_THE_CROWD {
-                return outcome;
-            }
-        } else if set & flags::GENERIC == 0 {
-            // Read back: an unknown number, whichever way it came here.
-            let zone = atomic::load(&raw const (*arrival).zone) as usize & (ZONE_COUNT - 1);
-            let cache = &raw mut (*cpu).zones[zone];
-            if (*cache).at_ns == (*cpu).now_ns && (*cache).units == PACKETS_ONLY {
-                match crowd4::charge_home(cpu, (&raw const (*cache).unit).cast()) {
-                    Some(true) => {
-                        let mode = (*cache).modes;
-                        return Outcome::judged((*cache).label, Reason::Conforming, mode).0;
-                    }
-                    Some(false) if (*cpu).rereads_left == 0 => {
-                        let mode = (*cache).modes;
-                        return Outcome::judged((*cache).label, Reason::OverPackets, mode).0;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        crowd4::judge4()
-    }
-}
-
-#[inline(always)]
-unsafe fn v6(cpu: *mut CpuState, config: *const Config) -> u64 {
-    // SAFETY: both are live map values; the zone is masked.
-    unsafe {
-        let arrival = scratch::arrival(cpu);
-        let high = (&raw const (*arrival).packet.high).read_volatile();
-        let low = (&raw const (*arrival).packet.low).read_volatile();
-        let Some(key) = source::v6(high, low, (*config).v6_mask) else {
-            return malformed((*config).flags);
-        };
-        put(&raw mut (*arrival).key, key);
-        put(&raw mut (*arrival).hash, perm64(&(*config).perm, key));
-        let set = (*config).flags;
-        let mut zone = 0;
-        let mut further = false;
-        if set & flags::PREFIXES != 0
-            && let Some(coarse) = lookup::only(&COARSE6)
-        {
-            // Read anew: a number of which nothing was found out meanwhile.
-            let high = atomic::load(&raw const (*arrival).packet.high);
-            zone = (*coarse).zones[(high >> 48) as usize];
-            if zone == LOOK_FURTHER {
-                zone = 0;
-                further |= bit!(FINE6, cpu, FINE_WORDS, fine6_bit((high >> 32) as u32));
-            }
-        }
-        if set & flags::PROMOTED != 0 {
-            let bit = source::promoted_bit(key);
-            further |= bit!(PROMOTED, cpu, PROMOTED_WORDS, bit);
-        }
-        put(&raw mut (*arrival).zone, zone as u64);
-        if further {
-            let outcome = tracked::judge_tracked();
-            if outcome != tracked::TO_THE_CROWD {
-                return outcome;
-            }
-        } else if set & flags::GENERIC == 0 {
-            // Read back: an unknown number, whichever way it came here.
-            let zone = atomic::load(&raw const (*arrival).zone) as usize & (ZONE_COUNT - 1);
-            let cache = &raw mut (*cpu).zones[zone];
-            if (*cache).at_ns == (*cpu).now_ns && (*cache).units == PACKETS_ONLY {
-                match crowd6::charge_home(cpu, (&raw const (*cache).unit).cast()) {
-                    Some(true) => {
-                        let mode = (*cache).modes;
-                        return Outcome::judged((*cache).label, Reason::Conforming, mode).0;
-                    }
-                    Some(false) if (*cpu).rereads_left == 0 => {
-                        let mode = (*cache).modes;
-                        return Outcome::judged((*cache).label, Reason::OverPackets, mode).0;
-                    }
-                    _ => {}
-                }
-            }
-        }
-        crowd6::judge6()
-    }
 }

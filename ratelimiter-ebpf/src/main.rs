@@ -19,9 +19,11 @@ mod maps;
 mod merge;
 mod outcome;
 mod packet;
+mod place;
 mod policy;
 mod rebind;
 mod scratch;
+mod straight;
 mod tracked;
 
 use aya_ebpf::bindings::xdp_action;
@@ -32,7 +34,18 @@ use ratelimiter_common::verdict::Verdict;
 /// Judges one packet.
 #[xdp]
 fn ratelimiter(ctx: XdpContext) -> u32 {
-    match limit::limit(&ctx) {
+    action(limit::limit::<false>(&ctx))
+}
+
+/// The same, for an agent without CAP_PERFMON.
+#[xdp]
+fn limiter_guarded(ctx: XdpContext) -> u32 {
+    action(limit::limit::<true>(&ctx))
+}
+
+#[inline(always)]
+fn action(verdict: Verdict) -> u32 {
+    match verdict {
         Verdict::Pass => xdp_action::XDP_PASS,
         Verdict::Drop => xdp_action::XDP_DROP,
     }

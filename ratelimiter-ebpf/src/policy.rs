@@ -6,6 +6,7 @@ use ratelimiter_common::abi::config::{REGIONS, SEGMENTS, ZONES as ZONE_COUNT};
 use ratelimiter_common::abi::counters::{CpuState, ZoneCache};
 use ratelimiter_common::abi::crowd::{CAP_SLACK_NS, MAX_COST};
 use ratelimiter_common::abi::policy::{MAX_PARENTS, NO_REGION, PolicyEntry, Zone, action};
+use ratelimiter_common::crowd::{tat_bits4, tat_mask};
 use ratelimiter_common::vclock::{NEVER, PIECES, Piece, SegmentPiece};
 use ratelimiter_common::verdict::Mode;
 
@@ -185,7 +186,8 @@ pub extern "C" fn refresh_zone(zone: u32) -> u32 {
             (*out).bits4 = (*region4).set_bits;
             (*out).base6 = (*region6).base_set;
             (*out).mask6 = (*region6).set_mask;
-            (*out).bits6 = (*region6).set_bits;
+            (*out).tat_bits4 = tat_bits4((*region4).set_bits);
+            (*out).tat_mask4 = tat_mask((*region4).set_bits);
         });
         (*cache).units = units;
         (*cache).modes = modes;

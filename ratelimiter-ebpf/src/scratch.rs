@@ -24,8 +24,8 @@ pub(crate) const ONE: u64 = 1 << Unit::Packets.fraction_bits();
 pub(crate) struct Scratch {
     /// Key of the array being asked.
     pub(crate) index: u32,
-    /// [`Config::flags`] as they were when the packet came.
-    pub(crate) flags: u32,
+    /// Nothing.
+    pub(crate) reserved: u32,
     /// Key of the hash being asked.
     pub(crate) source: SourceKey,
     /// The packet.
@@ -99,6 +99,22 @@ pub(crate) unsafe fn put<T>(word: *mut T, value: T) {
 }
 
 impl Arrival {
+    /// Writes a packet down, word by word: as one it would go by the stack.
+    ///
+    /// # Safety
+    ///
+    /// `this` is this CPU's.
+    #[inline(always)]
+    pub(crate) unsafe fn put_packet(this: *mut Self, packet: Packet) {
+        // SAFETY: a live map value.
+        unsafe {
+            let to = &raw mut (*this).packet;
+            put(&raw mut (*to).high, packet.high);
+            put(&raw mut (*to).low, packet.low);
+            put((*to).facts_mut(), packet.facts());
+        }
+    }
+
     /// The packet as it was parsed.
     ///
     /// # Safety

@@ -7,7 +7,7 @@
 
 use ratelimiter_common::abi::config::{ZONES as ZONE_COUNT, flags};
 use ratelimiter_common::abi::counters::{CpuState, UnitCache};
-use ratelimiter_common::abi::policy::action;
+use ratelimiter_common::abi::policy::{PolicyEntry, action};
 use ratelimiter_common::abi::tracked::{
     ALLOWED, BLOCKED, DEBT_SLACK_NS, LIMITED, MOVING, SLOT_MASK, TAT_BITS, Tracked, binding,
     shared_key,
@@ -320,32 +320,38 @@ unsafe fn charge_tracked(
             count_offered(cpu, packets, tracked);
         }
         let label = Outcome::label(slot, (*policy).segment, NO_ZONE);
-        let tag = (*policy).tag;
-        let read = read_entry(cpu, tracked, place);
-        let (limited, modes) = (read & 0xff, read >> 8);
-        if limited == 0 {
-            return Outcome::judged(label, Reason::Off, Mode::Off as u32).0;
-        }
-        let mut strange = 0;
-        each_unit!('_unit, unit, {
-            let word = atomic::load(cell(tracked, unit));
-            strange |= foreign(word, tag) & (1 << unit);
-        });
-        if strange as u32 & limited != 0 && owe_burst(key, strange as u32 & limited, slot) == 0 {
-            return contended(slot as u64);
-        }
-        let scale = (*tracked).cost_scale as u64;
-        if scale > ONE_TO_ONE {
-            for cost in &mut (*arrival).costs {
-                let offered = (cost as *mut u64).read_volatile();
-                put(cost, (offered * scale) >> 16);
+        let charged = charge_packets(cpu, tracked, policy, label);
+        // One path from here on.
+        let mut outcome = Outcome(atomic::forget64(charged, (*cpu).now_ns));
+        if outcome.0 == GENERAL {
+            let tag = (*policy).tag;
+            let read = read_entry(cpu, tracked, place);
+            let (limited, modes) = (read & 0xff, read >> 8);
+            if limited == 0 {
+                return Outcome::judged(label, Reason::Off, Mode::Off as u32).0;
             }
-        }
-        let outcome = charge(Table::Tracked(tracked, key), cpu, limited, modes, label);
-        if scale > ONE_TO_ONE
-            && let Some(config) = lookup::config()
-        {
-            Arrival::price(arrival, config);
+            let mut strange = 0;
+            each_unit!('_unit, unit, {
+                let word = atomic::load(cell(tracked, unit));
+                strange |= foreign(word, tag) & (1 << unit);
+            });
+            if strange as u32 & limited != 0 && owe_burst(key, strange as u32 & limited, slot) == 0
+            {
+                return contended(slot as u64);
+            }
+            let scale = (*tracked).cost_scale as u64;
+            if scale > ONE_TO_ONE {
+                for cost in &mut (*arrival).costs {
+                    let offered = (cost as *mut u64).read_volatile();
+                    put(cost, (offered * scale) >> 16);
+                }
+            }
+            outcome = charge(Table::Tracked(tracked, key), cpu, limited, modes, label);
+            if scale > ONE_TO_ONE
+                && let Some(config) = lookup::config()
+            {
+                Arrival::price(arrival, config);
+            }
         }
         if outcome.refuses() {
             if first != 0 && !outcome.is_contended() && clock::reread(cpu) {
@@ -359,6 +365,50 @@ unsafe fn charge_tracked(
             }
         }
         outcome.0
+    }
+}
+
+/// Not an outcome: charge unit by unit.
+const GENERAL: u64 = u64::MAX;
+
+/// The common case: packets are the only unit, the entry is neither scaled nor widened, its word
+/// stands on the policy's clock and nobody else is in the way; [`GENERAL`] in any other.
+#[inline(never)]
+unsafe fn charge_packets(
+    cpu: *mut CpuState,
+    tracked: *mut Tracked,
+    policy: *const PolicyEntry,
+    label: u64,
+) -> u64 {
+    // SAFETY: live map values; entries are immutable.
+    unsafe {
+        let widened = (*tracked).window_eighths & 55;
+        if (*policy).units != 1 || (*tracked).cost_scale as u64 > ONE_TO_ONE || widened != 0 {
+            return GENERAL;
+        }
+        let Some(piece) = in_force(&raw const (*policy).clocks[0].pieces, (*cpu).now_ns) else {
+            return GENERAL;
+        };
+        let piece = &*piece;
+        let mode = piece.mode & 3;
+        let tag = (*policy).tag;
+        let cell = cell(tracked, 0);
+        let word = atomic::load(cell);
+        if mode == Mode::Off as u32 || foreign(word, tag) != 0 {
+            return GENERAL;
+        }
+        let now = piece.at(segment_ns(cpu, (*policy).segment));
+        let distance = word.wrapping_sub(now) & TAT_MASK;
+        let idle = word == 0 || distance > piece.debt_cap(DEBT_SLACK_NS);
+        let after = if idle { 0 } else { distance } + cost(cpu, 0);
+        if after > piece.burst {
+            return Outcome::judged(label, Reason::OverPackets, mode).0;
+        }
+        if atomic::swap_if(cell, word, pack(tag, now.wrapping_add(after))) {
+            Outcome::judged(label, Reason::Conforming, mode).0
+        } else {
+            GENERAL
+        }
     }
 }
 
@@ -438,14 +488,14 @@ unsafe fn count_offered(cpu: *mut CpuState, packets: u64, tracked: *mut Tracked)
             && (elapsed as i64) > 0
             && atomic::swap_if(since, began, now_ns)
         {
-            let demand = atomic::load(&raw const (*tracked).demand);
+            let offered = atomic::load(&raw const (*tracked).offered);
+            let before = atomic::load(&raw const (*tracked).offered_before);
             let milliseconds = elapsed / 1_000_000;
-            if let Some(per_s) = (demand.wrapping_mul(1_000)).checked_div(milliseconds) {
+            let demand = offered.wrapping_sub(before).wrapping_mul(1_000);
+            if let Some(per_s) = demand.checked_div(milliseconds) {
                 (&raw mut (*tracked).demand_per_s).write_volatile(per_s);
             }
-            (&raw mut (*tracked).demand).write_volatile(packets);
-        } else {
-            atomic::add(&raw mut (*tracked).demand, packets);
+            (&raw mut (*tracked).offered_before).write_volatile(offered);
         }
     }
 }

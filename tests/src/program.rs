@@ -159,7 +159,7 @@ impl Program {
         Self::load_object(
             ratelimiter_userspace::dataplane::object::object().or_fail("kernel object"),
             SMALL,
-            &[names::PROGRAM, names::MERGE_PROGRAM],
+            &[names::PROGRAM, names::GUARDED_PROGRAM, names::MERGE_PROGRAM],
         )
     }
 
@@ -384,6 +384,12 @@ impl Program {
     #[track_caller]
     pub fn run(&self, frame: &[u8]) -> u32 {
         self.run_many(frame, 1).0
+    }
+
+    /// Runs one frame through either form of the limiter and returns the XDP action.
+    #[track_caller]
+    pub fn run_in(&self, form: &str, frame: &[u8]) -> u32 {
+        run(self.xdp(form), frame, 1).0
     }
 
     /// Runs the same frame `repeat` times; returns the last action and nanoseconds per run.

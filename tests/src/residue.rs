@@ -169,7 +169,9 @@ fn stock() -> BTreeSet<String> {
 fn is_ours(kind: Kind, name: &str) -> bool {
     match kind {
         Kind::Map => names::MAPS.contains(&name) || names::OBSERVATION_MAPS.contains(&name),
-        Kind::Program | Kind::Link => [names::PROGRAM, names::MERGE_PROGRAM].contains(&name),
+        Kind::Program | Kind::Link => {
+            [names::PROGRAM, names::GUARDED_PROGRAM, names::MERGE_PROGRAM].contains(&name)
+        }
     }
 }
 

@@ -134,7 +134,7 @@ fn drawing() -> String {
             cost_scale,
             window_eighths,
             demand_since_ns,
-            demand,
+            offered_before,
             demand_per_s,
         }
     );

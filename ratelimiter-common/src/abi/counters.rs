@@ -48,8 +48,10 @@ pub struct UnitCache {
     pub base6: u32,
     /// See `base6`.
     pub mask6: u32,
-    /// See `base6`.
-    pub bits6: u32,
+    /// Bits of a TAT in `CROWD4`: 32 + `bits4`.
+    pub tat_bits4: u32,
+    /// As many ones.
+    pub tat_mask4: u64,
 }
 
 /// What a CPU remembers of one zone, refreshed when `at_ns` differs from the CPU's clock.
@@ -161,8 +163,8 @@ pub struct SampleRing {
 }
 
 const _: () = assert!(size_of::<Sample>() == 32);
-const _: () = assert!(size_of::<UnitCache>() == 48);
-const _: () = assert!(size_of::<ZoneCache>() == 32 + 3 * 48);
+const _: () = assert!(size_of::<UnitCache>() == 56);
+const _: () = assert!(size_of::<ZoneCache>() == 32 + 3 * 56);
 const _: () =
-    assert!(size_of::<CpuState>() == 48 + 16 * 2 * 16 + 16 * 176 + 64 * 48 + 8 * SCRATCH_WORDS);
+    assert!(size_of::<CpuState>() == 48 + 16 * 2 * 16 + 16 * 200 + 64 * 48 + 8 * SCRATCH_WORDS);
 const _: () = assert!(size_of::<SampleRing>() == 64 + 4_096 * 32);

@@ -2,6 +2,9 @@
 
 /// The limiter program (XDP).
 pub const PROGRAM: &str = "ratelimiter";
+/// The same limiter for an agent without CAP_PERFMON (XDP): the verifier allows it less and puts
+/// barriers against speculation in.
+pub const GUARDED_PROGRAM: &str = "limiter_guarded";
 /// The helper program (XDP, only ever run by `BPF_PROG_TEST_RUN`) that changes buckets in place.
 pub const MERGE_PROGRAM: &str = "merge";
 
@@ -104,4 +107,6 @@ const fn fits(names: &[&str]) -> bool {
     }
     true
 }
-const _: () = assert!(fits(&MAPS) && fits(&OBSERVATION_MAPS) && fits(&[PROGRAM, MERGE_PROGRAM]));
+const _: () = assert!(
+    fits(&MAPS) && fits(&OBSERVATION_MAPS) && fits(&[PROGRAM, GUARDED_PROGRAM, MERGE_PROGRAM])
+);

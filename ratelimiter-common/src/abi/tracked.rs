@@ -51,8 +51,8 @@ pub struct Tracked {
     pub window_eighths: u32,
     /// Real time at which the demand window began, in nanoseconds.
     pub demand_since_ns: u64,
-    /// Packets offered in the demand window now open.
-    pub demand: u64,
+    /// [`Self::offered`] when the demand window now open began.
+    pub offered_before: u64,
     /// Packets offered in the last whole demand window, per second.
     pub demand_per_s: u64,
 }

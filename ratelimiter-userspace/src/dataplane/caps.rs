@@ -24,18 +24,20 @@ pub fn missing() -> Vec<String> {
         .collect()
 }
 
-/// Runs `load` with CAP_PERFMON in effect on this thread, where that is permitted, and only so long.
+/// Runs `load` with CAP_PERFMON in effect on this thread, where that is permitted, and only so long;
+/// tells it whether it is.
 ///
 /// A program loaded without it is given barriers against speculation by the verifier, which make a
-/// packet about three times as dear (`cargo xtask bench program` prints both); it loads and limits
-/// all the same.
-pub(super) fn unguarded<T>(load: impl FnOnce() -> T) -> T {
-    let held = |set| caps::has_cap(None, set, Capability::CAP_PERFMON).unwrap_or(false);
+/// packet several times as dear (`cargo xtask bench kernel` prints both); it loads and limits all the
+/// same.
+pub(super) fn unguarded<T>(load: impl FnOnce(bool) -> T) -> T {
+    let has = |set, capability| caps::has_cap(None, set, capability).unwrap_or(false);
+    let held = |set| has(set, Capability::CAP_PERFMON);
     if held(CapSet::Effective) || !held(CapSet::Permitted) {
-        return load();
+        return load(held(CapSet::Effective) || has(CapSet::Effective, Capability::CAP_SYS_ADMIN));
     }
     let raised = caps::raise(None, CapSet::Effective, Capability::CAP_PERFMON);
-    let loaded = load();
+    let loaded = load(raised.is_ok());
     if raised.is_ok()
         && let Err(error) = caps::drop(None, CapSet::Effective, Capability::CAP_PERFMON)
     {

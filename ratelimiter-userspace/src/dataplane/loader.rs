@@ -144,7 +144,7 @@ fn fresh(
     cpus: usize,
 ) -> Result<Kernel, Error> {
     let mut loader = loader(sizes);
-    let kernel = open(loader.load(bytes).map_err(|error| refused(&error))?, cpus)?;
+    let kernel = open(&mut loader, bytes, cpus)?;
     kernel.map(names::CONFIG)?.set(&0_u32, &config(tables)?)?;
     // Segments start at full speed: index 0 everywhere, and entry 0 is real time.
     kernel
@@ -183,7 +183,7 @@ fn adopt(
     for name in every_map() {
         loader.map_pin_path(name, pins.map(name));
     }
-    let kernel = open(loader.load(bytes).map_err(|error| refused(&error))?, cpus)?;
+    let kernel = open(&mut loader, bytes, cpus)?;
     for (name, id) in ids {
         // A pin that vanished between the check and the load was made again by aya, empty.
         if kernel.map(name)?.info.id != id {
@@ -264,9 +264,20 @@ fn perm_key() -> Result<PermKey, Error> {
     })
 }
 
-/// Loads both programs and opens every map.
-fn open(mut ebpf: Ebpf, cpus: usize) -> Result<Kernel, Error> {
-    let program = load_program(&mut ebpf, names::PROGRAM)?;
+/// Creates or adopts the maps, loads the limiter this agent is allowed and the helper program, and
+/// opens every map.
+fn open(loader: &mut EbpfLoader<'_>, bytes: &[u8], cpus: usize) -> Result<Kernel, Error> {
+    let (mut ebpf, limiter) = caps::unguarded(|unguarded| {
+        // The maps too: what a map was created with decides how its elements are addressed.
+        let ebpf = loader.load(bytes).map_err(|error| refused(&error))?;
+        let limiter = if unguarded {
+            names::PROGRAM
+        } else {
+            names::GUARDED_PROGRAM
+        };
+        Ok((ebpf, limiter))
+    })?;
+    let program = load_program(&mut ebpf, limiter)?;
     let merge = load_program(&mut ebpf, names::MERGE_PROGRAM)?;
     let mut maps = BTreeMap::new();
     for name in every_map() {
@@ -299,7 +310,7 @@ fn load_program(ebpf: &mut Ebpf, name: &str) -> Result<OwnedFd, Error> {
         .ok_or_else(|| Error::Object(format!("the BPF object has no program `{name}`")))?
         .try_into()
         .map_err(|error| Error::Object(format!("program `{name}`: {error}")))?;
-    caps::unguarded(|| program.load()).map_err(|error| match missing(&error) {
+    caps::unguarded(|_| program.load()).map_err(|error| match missing(&error) {
         // The verifier says EACCES too; with every capability at hand, its log is the answer.
         Some(source) if !caps::missing().is_empty() => caps::denied("loading the program", source),
         _ => Error::Program(format!("`{name}`: {}", chain(&error))),

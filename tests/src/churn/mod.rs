@@ -151,7 +151,7 @@ impl Crowd {
                 matched: true,
             }
         } else {
-            search4::<Plain>(words, tag, now, self.cap, bits)
+            search4::<Plain>(words, hash, now, self.cap, bits)
         };
         let owed = if place.matched || self.shape.inherits {
             debt(words[place.way], now, self.cap, tat_mask(bits))

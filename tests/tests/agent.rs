@@ -5,6 +5,8 @@
 #[expect(dead_code, reason = "the tests of the data plane use the rest")]
 mod edge;
 
+#[path = "agent/adaptive.rs"]
+mod adaptive;
 #[path = "agent/checks.rs"]
 mod checks;
 #[path = "agent/doors.rs"]

@@ -38,6 +38,8 @@ enum Plane {
     Agent,
     /// The check API
     Check,
+    /// Limits that follow health, with a real backend
+    Adaptive,
 }
 
 impl Plane {
@@ -49,6 +51,7 @@ impl Plane {
             Self::Veth => &["bench-veth"],
             Self::Agent => &["bench-agent"],
             Self::Check => &["bench-check"],
+            Self::Adaptive => &["bench-adaptive"],
         }
     }
 }

@@ -37,9 +37,10 @@ const KERNEL: &str = "bench-kernel";
 const VETH: &str = "bench-veth";
 const AGENT: &str = "bench-agent";
 const CHECK: &str = "bench-check";
+const ADAPTIVE: &str = "bench-adaptive";
 
 /// Ratios, except where the benchmark gives none: then the value is compared.
-const GOALS: [Bar; 34] = [
+const GOALS: [Bar; 47] = [
     (KERNEL, "over_limit_1k_vs_empty", Goal::AtMost(1.6)),
     (KERNEL, "pass_1k_vs_empty", Goal::AtMost(1.7)),
     (
@@ -79,6 +80,24 @@ const GOALS: [Bar; 34] = [
     (CHECK, "grpc_vs_throttlecrab", Goal::AtLeast(1.0)),
     (CHECK, "resp64_vs_throttlecrab", Goal::AtLeast(6.0)),
     (CHECK, "p99_vs_echo", Goal::AtMost(1.5)),
+    (ADAPTIVE, "goodput_2x", Goal::AtLeast(0.95)),
+    (ADAPTIVE, "goodput_5x", Goal::AtLeast(0.95)),
+    (ADAPTIVE, "goodput_10x", Goal::AtLeast(0.95)),
+    (ADAPTIVE, "settle_first_surge_s", Goal::AtMost(8.0)),
+    (ADAPTIVE, "settle_2x_to_5x_s", Goal::AtMost(4.0)),
+    (ADAPTIVE, "settle_5x_to_10x_s", Goal::AtMost(4.0)),
+    (ADAPTIVE, "oscillation_10x", Goal::AtMost(0.10)),
+    (ADAPTIVE, "polite_served_10x", Goal::AtLeast(0.97)),
+    (ADAPTIVE, "jain_polite", Goal::AtLeast(0.99)),
+    (ADAPTIVE, "goodput_calm", Goal::AtLeast(0.995)),
+    (ADAPTIVE, "goodput_after", Goal::AtLeast(0.99)),
+    (ADAPTIVE, "goodput_signal_lost_calm_5x", Goal::AtLeast(0.80)),
+    // Owed until hosts share their state.
+    (
+        ADAPTIVE,
+        "goodput_one_host_without_redis",
+        Goal::AtLeast(0.97),
+    ),
 ];
 
 /// The goal of a figure, if it has one.

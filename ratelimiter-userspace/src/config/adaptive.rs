@@ -45,6 +45,8 @@ pub struct Windows {
     pub period_s: f64,
     /// Smallest scale, 0.1 to 1.
     pub min: f64,
+    /// Limits whose burst stays as it is configured, by name, whoever has them.
+    pub fixed: Vec<String>,
 }
 
 impl Default for Windows {
@@ -60,6 +62,7 @@ impl Default for Windows {
             step,
             period_s,
             min,
+            fixed: Vec::new(),
         }
     }
 }
@@ -317,6 +320,14 @@ pub(super) fn check(settings: &Settings) -> Vec<Issue> {
                 error.value, error.bound
             ),
         ));
+    }
+    for (n, name) in window.fixed.iter().enumerate() {
+        if let Some(problem) = name_problem("limit", name) {
+            issues.push(Issue::at(
+                &["adaptive", "window", "fixed", &n.to_string()],
+                problem,
+            ));
+        }
     }
     for (name, backend) in &settings.backends {
         if let Some(adaptive) = &backend.adaptive {

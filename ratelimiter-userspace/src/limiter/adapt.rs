@@ -112,21 +112,20 @@ impl RateLimiter {
     }
 
     /// Scales the burst of every token bucket by `scale`, kept within 0.1 and 1, never below four
-    /// requests. No rate changes, and nothing is given when the scale rises again.
+    /// requests; but for quotas that are named in `fixed`. No rate changes, and nothing is given when the scale rises again.
     ///
     /// # Errors
     ///
     /// Never with policies that are in force.
-    pub fn set_burst_scale(&self, scale: f64) -> Result<(), SpecError> {
+    pub fn set_burst_scale(&self, scale: f64, fixed: &[String]) -> Result<(), SpecError> {
         let scale = if scale.is_nan() {
             1.0
         } else {
             scale.clamp(0.1, 1.0)
         };
-        self.inner()
-            .engine
-            .registry
-            .edit(self.edit_ns(), |edit| edit.set_burst_scale(scale))
+        self.inner().engine.registry.edit(self.edit_ns(), |edit| {
+            edit.set_burst_scale(scale, fixed.iter().cloned().collect())
+        })
     }
 }
 
@@ -211,11 +210,20 @@ mod tests {
     #[test]
     fn a_smaller_burst_forgives_less_and_never_nothing() {
         let limiter = limiter();
-        limiter.set_burst_scale(0.25).unwrap();
+        limiter.set_burst_scale(0.25, &[]).unwrap();
         let passed = (0..200).filter(|_| limiter.allow_request("a")).count();
         assert!((25..=30).contains(&passed), "{passed}");
-        limiter.set_burst_scale(1.0).unwrap();
+        limiter.set_burst_scale(1.0, &[]).unwrap();
         let more = (0..200).filter(|_| limiter.allow_request("a")).count();
         assert!(more <= 5, "a larger burst adds nothing: {more}");
+    }
+
+    #[test]
+    fn a_quota_that_is_named_keeps_its_burst() {
+        let limiter = limiter();
+        let fixed = ["default".to_owned()];
+        limiter.set_burst_scale(0.25, &fixed).unwrap();
+        let passed = (0..200).filter(|_| limiter.allow_request("a")).count();
+        assert!((100..=110).contains(&passed), "{passed}");
     }
 }

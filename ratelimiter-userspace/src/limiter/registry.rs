@@ -4,7 +4,7 @@
 //! fast path reads [`Rules`] only; the table is for whoever needs the quotas (blocks, conversions,
 //! descriptions). Past generations are remembered so that a client met later can be converted.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::{ArcSwap, Guard};
@@ -60,6 +60,8 @@ struct Inner {
     factors: HashMap<Arc<str>, f64>,
     /// Share of its burst that every token bucket has.
     burst_scale: f64,
+    /// Names of quotas whose burst stays as it is configured.
+    burst_fixed: BTreeSet<String>,
     watched: HashMap<Arc<str>, u8>,
 }
 
@@ -94,6 +96,7 @@ impl Registry {
                 by_spec: HashMap::new(),
                 factors: HashMap::new(),
                 burst_scale: 1.0,
+                burst_fixed: BTreeSet::new(),
                 watched: HashMap::new(),
             }),
             common,
@@ -246,9 +249,14 @@ impl Edit<'_> {
     }
 
     /// Gives every token bucket this share of its burst; nobody's debt changes.
-    pub(super) fn set_burst_scale(&mut self, scale: f64) -> Result<(), SpecError> {
+    pub(super) fn set_burst_scale(
+        &mut self,
+        scale: f64,
+        fixed: BTreeSet<String>,
+    ) -> Result<(), SpecError> {
         let before = std::mem::replace(&mut self.inner.burst_scale, scale);
-        if (before - scale).abs() <= 0.0 {
+        let were = std::mem::replace(&mut self.inner.burst_fixed, fixed);
+        if (before - scale).abs() <= 0.0 && were == self.inner.burst_fixed {
             return Ok(());
         }
         let bucket = |quota: &QuotaSpec| quota.algorithm == Algorithm::TokenBucket;
@@ -378,7 +386,8 @@ impl Edit<'_> {
         let mut meters = Vec::with_capacity(spec.quotas.len());
         let mut offset = 0;
         for quota in &spec.quotas {
-            let scales = (factor, self.inner.burst_scale);
+            let fixed = self.inner.burst_fixed.contains(&*quota.name);
+            let scales = (factor, if fixed { 1.0 } else { self.inner.burst_scale });
             let mut meter = meter(quota, scales, caller_clock, self.now_ns)?;
             if self.common.fleet && !caller_clock {
                 meter.fleet = fleet_terms(quota, &meter);
@@ -469,7 +478,8 @@ fn meter(
     Ok(Meter {
         algorithm: quota.algorithm,
         limit: WindowLimit {
-            limit: ((quota.rate_limit as f64 * factor) as u64).clamp(1, quota.rate_limit),
+            // 0.7 * 0.7 of 100 are 49, whatever the last bit says.
+            limit: ((quota.rate_limit as f64 * factor + 1e-6) as u64).clamp(1, quota.rate_limit),
             cap: quota.rate_limit,
             window_ns: quota.window_ns,
         },

@@ -1,4 +1,5 @@
 //! Benchmarks on real interfaces, and the form in which every benchmark writes its figures.
+pub mod adaptive;
 pub mod agent;
 pub mod churn;
 pub mod kernel;

@@ -410,9 +410,10 @@ impl Worker {
         let scale = controls.window(1.0, self.window, Patience::default());
         if (self.window.get() - before).abs() > 0.0 {
             tracing::info!(scale, load = ?self.load, "bursts follow this host's load");
-            if let Err(error) = self.shared.checks.limiter().set_burst_scale(scale) {
-                tracing::error!(%error, "the check API does not take a scale of bursts");
-            }
+        }
+        let limiter = self.shared.checks.limiter();
+        if let Err(error) = limiter.set_burst_scale(scale, &self.host.window.fixed) {
+            tracing::error!(%error, "the check API does not take a scale of bursts");
         }
     }
 

@@ -111,6 +111,12 @@ impl RateLimiter {
             .edit(self.edit_ns(), |edit| edit.set_factor(segment, factor))
     }
 
+    /// Bounds what all limited clients of an observed backend may ask together, per second, a
+    /// tenth of a second deep; `None` does not.
+    pub fn set_guard(&self, backend: &str, per_s: Option<f64>) {
+        self.inner().engine.breakers.set_guard(backend, per_s);
+    }
+
     /// Scales the burst of every token bucket by `scale`, kept within 0.1 and 1, never below four
     /// requests; but for quotas that are named in `fixed`. No rate changes, and nothing is given when the scale rises again.
     ///
@@ -225,5 +231,32 @@ mod tests {
         limiter.set_burst_scale(0.25, &fixed).unwrap();
         let passed = (0..200).filter(|_| limiter.allow_request("a")).count();
         assert!((100..=110).contains(&passed), "{passed}");
+    }
+
+    #[test]
+    fn a_guard_bounds_all_clients_of_a_backend_together() {
+        let limiter = limiter();
+        limiter.observe_backend("api", true).unwrap();
+        limiter.set_guard("api", Some(50.0));
+        let begin_ns = limiter.now_ns();
+        let asks: Vec<(&str, u64)> = ["a", "b", "a", "b"].map(|id| (id, 1)).to_vec();
+        let (mut answers, mut passed, mut reasons) = (Vec::new(), 0, Vec::new());
+        // One second of 40 checks each 10 ms, on the limiter's clock and no other.
+        for tick in 0..100 {
+            let now_ns = begin_ns + tick * 10_000_000;
+            limiter.check_many(&asks, now_ns, &mut answers);
+            passed += answers.iter().filter(|answer| answer.allowed).count();
+            reasons.extend(answers.iter().filter(|a| !a.allowed).map(|a| a.reason));
+        }
+        assert!((50..=57).contains(&passed), "{passed}");
+        assert!(reasons.contains(&Reason::ReducedCapacity));
+        let demand = limiter.take_demand("api");
+        let asked: u64 = demand.iter().map(|client| client.checks).sum();
+        assert_eq!(asked, 400, "refused ones are asked for too");
+        assert!(limiter.allow_request("stranger"), "of another backend");
+        limiter.set_guard("api", None);
+        let later_ns = begin_ns + 2_000_000_000;
+        limiter.check_many(&[("a", 1); 20], later_ns, &mut answers);
+        assert!(answers.iter().all(|answer| answer.allowed));
     }
 }

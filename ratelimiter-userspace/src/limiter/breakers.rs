@@ -32,7 +32,45 @@ struct Watched {
     /// Whether controllers want to know what each client asks for.
     observed: AtomicBool,
     demand: OnceLock<Demand>,
+    guard: Guard,
     inner: Mutex<Inner>,
+}
+
+/// A bucket for all clients of a backend together, behind their own: it holds a budget against a
+/// surge that is faster than the levels follow. In real time; a change of rate misprices its depth,
+/// a tenth of a second, and no more.
+#[derive(Default)]
+struct Guard {
+    /// Nanoseconds per request; 0 is no bound.
+    interval_ns: AtomicU64,
+    tat_ns: AtomicU64,
+}
+
+/// Depth of a guard, in nanoseconds.
+const GUARD_NS: u64 = 100_000_000;
+
+impl Guard {
+    /// How long to wait, if nothing is left now.
+    #[inline(always)]
+    fn refuses(&self, now_ns: u64) -> Option<u64> {
+        if self.interval_ns.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let owed_ns = self.tat_ns.load(Ordering::Relaxed).saturating_sub(now_ns);
+        owed_ns.checked_sub(GUARD_NS).map(|wait_ns| wait_ns.max(1))
+    }
+
+    fn charge(&self, now_ns: u64) {
+        let interval_ns = self.interval_ns.load(Ordering::Relaxed);
+        if interval_ns > 0 {
+            let charged = |tat: u64| Some(tat.max(now_ns).saturating_add(interval_ns));
+            // It never gives up: the function always has a value.
+            let _charged = self
+                .tat_ns
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, charged)
+                .is_ok();
+        }
+    }
 }
 
 struct Inner {
@@ -111,6 +149,9 @@ impl Breakers {
             watched.demand.get_or_init(Demand::new);
         }
         watched.observed.store(on, Ordering::Relaxed);
+        if !on {
+            watched.guard.interval_ns.store(0, Ordering::Relaxed);
+        }
         let inner = watched.inner.lock().unwrap_or_else(PoisonError::into_inner);
         Ok((on || inner.config.is_some()).then_some(number))
     }
@@ -134,6 +175,7 @@ impl Breakers {
             latency_us: AtomicU64::new(0),
             observed: AtomicBool::new(false),
             demand: OnceLock::new(),
+            guard: Guard::default(),
             inner: Mutex::new(Inner {
                 config: None,
                 breaker: Breaker::new(now_ns),
@@ -148,6 +190,32 @@ impl Breakers {
             }
         }
         Err(MAX_BACKENDS)
+    }
+
+    /// Bounds what all clients of a backend may ask together, per second; `None` does not.
+    pub(super) fn set_guard(&self, name: &str, per_s: Option<f64>) {
+        if let Some((_, watched)) = self.named(name) {
+            let interval_ns = per_s.map_or(0, |rate| (1e9 / rate.max(1e-3)) as u64);
+            watched
+                .guard
+                .interval_ns
+                .store(interval_ns.min(GUARD_NS), Ordering::Relaxed);
+        }
+    }
+
+    /// How long to wait, if the clients of the backend together have used up what they may.
+    #[inline(always)]
+    pub(super) fn guarded(&self, number: u8, now_ns: u64) -> Option<u64> {
+        let watched = self.watched.get(number as usize)?.get()?;
+        watched.guard.refuses(now_ns)
+    }
+
+    /// Charges a request that passed to all clients together.
+    #[inline(always)]
+    pub(super) fn charge(&self, number: u8, now_ns: u64) {
+        if let Some(watched) = self.watched.get(number as usize).and_then(OnceLock::get) {
+            watched.guard.charge(now_ns);
+        }
     }
 
     /// Notes that a client was checked, if anybody wants to know.

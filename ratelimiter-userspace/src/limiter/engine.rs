@@ -318,7 +318,7 @@ impl Engine {
                 };
             let allowed = retry_ns == 0;
             if rule.watched.is_some() && ask.charge {
-                self.count_watched(rule.watched, policy, ask.key, allowed);
+                self.count_watched(rule.watched, policy, &ask, allowed);
             }
             let shadowed = rule.shadow && !allowed;
             return Step::Done(Answer {
@@ -371,16 +371,13 @@ impl Engine {
     /// Counts for the breaker and the controllers.
     #[cold]
     #[inline(never)]
-    fn count_watched(
-        &self,
-        backend: Option<u8>,
-        policy: PolicyWord,
-        key: ClientKey,
-        allowed: bool,
-    ) {
+    fn count_watched(&self, backend: Option<u8>, policy: PolicyWord, ask: &Ask<'_>, allowed: bool) {
         if let Some(backend) = backend {
             self.counters.count_backend(backend, allowed);
-            self.breakers.note(backend, key.print, policy.index());
+            self.breakers.note(backend, ask.key.print, policy.index());
+            if allowed {
+                self.breakers.charge(backend, ask.now_ns);
+            }
         }
     }
 
@@ -392,7 +389,7 @@ impl Engine {
         answer.allowed = answer.reason.allows();
         if rule.watched.is_some() && ask.charge {
             let policy = PolicyWord::new(answer.policy, rule.generation);
-            self.count_watched(rule.watched, policy, ask.key, answer.allowed);
+            self.count_watched(rule.watched, policy, ask, answer.allowed);
         }
         if rule.shadow && !answer.allowed {
             answer.allowed = true;
@@ -402,16 +399,32 @@ impl Engine {
         answer
     }
 
-    /// Asks the breaker of a watched backend.
+    /// Asks the breaker of a watched backend, and the guard of its budget.
     #[cold]
     #[inline(never)]
     fn admit(&self, backend: u8, policy: PolicyWord, ask: &Ask<'_>) -> Option<Answer> {
-        let wait_ns = self
-            .breakers
-            .refuses(backend, ask.now_ns, ask.charge, &self.counters)?;
-        Some(Answer {
+        let refused = |reason, wait_ns: u64| Answer {
             retry_after_ns: wait_ns.max(1),
-            ..Answer::bare(Reason::BackendOpen, policy.index())
+            ..Answer::bare(reason, policy.index())
+        };
+        let open_ns = self
+            .breakers
+            .refuses(backend, ask.now_ns, ask.charge, &self.counters);
+        if let Some(wait_ns) = open_ns {
+            return Some(refused(Reason::BackendOpen, wait_ns));
+        }
+        let wait_ns = self.breakers.guarded(backend, ask.now_ns)?;
+        let compiled = self.registry.current(policy.index())?;
+        if compiled.spec.quotas.iter().all(|quota| quota.shadow) {
+            return None;
+        }
+        if ask.charge {
+            self.count_watched(Some(backend), policy, ask, false);
+        }
+        let limit = compiled.spec.quotas.first().map_or(0, |q| q.rate_limit);
+        Some(Answer {
+            limit,
+            ..refused(Reason::ReducedCapacity, wait_ns)
         })
     }
 

@@ -1,7 +1,9 @@
 //! Limits follow health: from a report to packets and checks that are no longer let through, and
 //! back.
 
-use std::sync::atomic::AtomicBool;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -165,4 +167,97 @@ fn a_killed_agent_leaves_the_factor_and_the_next_one_takes_it_over() {
     rest(Duration::from_millis(300));
     let whole = passes(&edge, &agent);
     assert!((whole / RATE - 1.0).abs() < 0.05, "{whole}");
+}
+
+/// Serves `answer` (nothing, if empty: then it never answers) until `stop`, and counts connections.
+fn serve(address: &str, answer: &str, asked: &AtomicU32, stop: &AtomicBool) {
+    let listener = TcpListener::bind(address).or_fail("listen");
+    listener.set_nonblocking(true).or_fail("do not block");
+    let mut held = Vec::new();
+    while !stop.load(Ordering::Relaxed) {
+        let Ok((mut stream, _)) = listener.accept() else {
+            rest(Duration::from_millis(5));
+            continue;
+        };
+        asked.fetch_add(1, Ordering::Relaxed);
+        if answer.is_empty() {
+            held.push(stream);
+            continue;
+        }
+        stream.set_nonblocking(false).or_fail("block");
+        let mut head = [0; 1_024];
+        // Whoever goes away meanwhile needs no answer.
+        let _gone = stream.read(&mut head).is_err() || stream.write_all(answer.as_bytes()).is_err();
+    }
+}
+
+#[test]
+fn a_poll_asks_what_is_configured_and_slow_pages_delay_nobody() {
+    const SLOW: u32 = 20;
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    edge.client.address(CLIENT, "169.254.169.254/16");
+    edge.edge.address(EDGE, "169.254.1.1/16");
+    let body = r#"{"mean":2000}"#;
+    let page = format!(
+        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let redirect = "HTTP/1.1 302 Found\r\nlocation: http://169.254.169.254/latest\r\n\
+                    content-length: 0\r\n\r\n";
+    let counts = [const { AtomicU32::new(0) }; 4];
+    let [fast, sly, slow, metadata] = &counts;
+    let stop = AtomicBool::new(false);
+    let poll = |name: &str, port: u16| {
+        format!(
+            "[backends.{name}.adaptive]\nlaw = \"threshold\"\n[backends.{name}.adaptive.poll]\n\
+             url = \"http://192.0.2.2:{port}/health\"\nlatency = \"/mean\"\nevery_ms = 500\n"
+        )
+    };
+    let mut settings = poll("default", 8080) + &poll("sly", 8081);
+    for number in 0..SLOW {
+        settings += &poll(&format!("slow-{number}"), 8082);
+    }
+    std::thread::scope(|scope| {
+        for (address, answer, asked) in [
+            ("192.0.2.2:8080", page.as_str(), fast),
+            ("192.0.2.2:8081", redirect, sly),
+            ("192.0.2.2:8082", "", slow),
+            ("169.254.169.254:80", page.as_str(), metadata),
+        ] {
+            let (client, stop) = (&edge.client, &stop);
+            scope.spawn(move || client.run(|| serve(address, answer, asked, stop)));
+        }
+        let agent = Setup::new()
+            .settings(SMALL)
+            .settings(&settings)
+            .start(&edge.edge);
+        let of = |name: &str| -> Value {
+            let view = agent.get("/v1/adaptive").expect(200).json();
+            let backends = view["backends"].as_array().or_fail("backends").clone();
+            let found = backends.into_iter().find(|b| b["backend"] == name);
+            found.or_fail("the backend")
+        };
+        let moved = holds_within(Duration::from_secs(5), || {
+            of("default")["factor"].as_f64().is_some_and(|f| f < 0.5)
+        });
+        let [default, sly_view, slow_view] = ["default", "sly", "slow-0"].map(of);
+        stop.store(true, Ordering::Relaxed);
+        assert!(moved, "{default}");
+        let problem = sly_view["poll_problem"].to_string();
+        assert!(problem.contains("302"), "{sly_view}");
+        assert_eq!(
+            sly_view["reports"], 0,
+            "a redirect is no report: {sly_view}"
+        );
+        let problem = slow_view["poll_problem"].to_string();
+        assert!(problem.contains("no answer within 500 ms"), "{slow_view}");
+        assert!(
+            slow_view["factor"].as_f64().is_some_and(|f| f < 1.0),
+            "{slow_view}"
+        );
+    });
+    let [fast, sly, slow, metadata] = counts.map(AtomicU32::into_inner);
+    assert!(fast >= 2 && sly >= 1 && slow >= SLOW, "{fast} {sly} {slow}");
+    assert_eq!(metadata, 0, "a redirect was followed");
 }

@@ -28,6 +28,9 @@ const DEMAND_SMOOTHING: f64 = 0.5;
 const SILENCE_PERIODS: f64 = 1.5;
 /// How often outcomes become a report, in seconds.
 const OUTCOMES_EVERY_S: f64 = 1.0;
+/// All clients together may use this much more than the budget: the levels hold it, and this is for
+/// surges that are faster.
+const GUARD_SLACK: f64 = 1.03;
 /// Name of this host among the hosts of a step.
 const SELF: &str = "self";
 /// Packets that these verdicts concern are not asked for by clients: reasons of lists.
@@ -321,6 +324,12 @@ impl Backend {
                 shares: Vec::new(),
             }),
         }
+    }
+
+    /// What all clients together may ask of the check API per second, where there is a budget.
+    pub(super) fn guard(&self) -> Option<f64> {
+        let budget = self.decision.as_ref()?.in_force.budget?;
+        (self.settings.counts == Counts::Requests).then_some(GUARD_SLACK * budget)
     }
 
     /// The scale of each segment: its name, that of its requests, that of its packets.

@@ -350,6 +350,9 @@ impl Worker {
             }
         }
         let limiter = self.shared.checks.limiter();
+        for backend in self.backends.values() {
+            limiter.set_guard(&backend.name, backend.guard());
+        }
         let gone = self
             .checks
             .keys()

@@ -11,6 +11,8 @@ mod adaptive;
 mod checks;
 #[path = "agent/doors.rs"]
 mod doors;
+#[path = "agent/fleet.rs"]
+mod fleet;
 #[cfg(feature = "grpc")]
 #[path = "agent/grpc.rs"]
 mod grpc;

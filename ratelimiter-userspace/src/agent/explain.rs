@@ -422,7 +422,8 @@ fn buckets(
     Ok(())
 }
 
-fn limits_of(view: &View, policy: u32) -> Vec<Option<Effective<'_>>> {
+/// The limits of packets, bytes and connections of the policy in a slot.
+pub(super) fn limits_of(view: &View, policy: u32) -> Vec<Option<Effective<'_>>> {
     let document = &view.document;
     let (client, segment) = match view.compiled.policies.get(&policy).map(|p| &p.name) {
         Some(PolicyName::Client(id)) => {

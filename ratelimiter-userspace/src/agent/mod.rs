@@ -4,6 +4,7 @@
 //!
 //! - [`core`](self::core): the policy in force and every way to change it, on the `control` thread
 //! - `adaptive`: limits that follow the health of what they protect, on a thread of its own
+//! - `fleet`: packets over a fleet, on a thread of its own; `shared_store`: the store hosts share
 //! - `observe`: reads what the kernel counts; `talkers`, `usage` keep it
 //! - `service`: the agent as people use it; `explain`, `events`, `reload` are parts of it
 //! - [`privileges`]: what the agent keeps of its rights
@@ -15,12 +16,14 @@ mod doors;
 mod estimate;
 mod events;
 mod explain;
+mod fleet;
 mod observe;
 pub mod privileges;
 mod reload;
 mod requests;
 mod rows;
 mod service;
+mod shared_store;
 mod signals;
 mod standing;
 mod state;
@@ -171,9 +174,32 @@ pub async fn serve(
 
     let (control, control_thread) = Control::start(core).context("starting the control thread")?;
     let (stop_observer, observer_stopped) = std::sync::mpsc::channel();
+    let shared_store = shared_store::open(&settings.redis).context("the shared store")?;
+    let (admitted, samples) = fleet::channel();
     let observer = Observer {
         plane: Arc::clone(&plane),
         shared: Arc::clone(&shared),
+        admitted: shared_store.is_some().then_some(admitted),
+    };
+    let (stop_fleet, fleet_stopped) = std::sync::mpsc::channel();
+    let fleet_thread = match &shared_store {
+        None => None,
+        Some(shared_store) => {
+            let worker = fleet::Worker {
+                plane: Arc::clone(&plane),
+                shared: Arc::clone(&shared),
+                store: Arc::new(shared_store.store.clone()),
+                runtime: shared_store.store.runtime(),
+                hasher: shared_store.hasher,
+                samples,
+                host: shared_store::host_number(store.as_ref())?,
+                interval: Duration::from_millis(settings.redis.sync_interval_ms),
+            };
+            let thread = std::thread::Builder::new()
+                .name("fleet".to_owned())
+                .spawn(move || worker.run(&fleet_stopped));
+            Some(thread.context("starting the thread that settles with the fleet")?)
+        }
     };
     let tracked_keeper = Keeper {
         plane: Arc::clone(&plane),
@@ -303,14 +329,15 @@ pub async fn serve(
     drop(api);
     drop(reloader);
     drop(control);
-    drop((stop_observer, stop_keeper, stop_tracked_keeper));
+    drop((stop_observer, stop_keeper, stop_tracked_keeper, stop_fleet));
     tokio::task::spawn_blocking(move || {
         // Before the control thread: it speaks to that one.
         let adapted = adaptive_thread.join().is_ok();
+        let settled = fleet_thread.is_none_or(|thread| thread.join().is_ok());
         let observed = observer_thread.join().is_ok();
         let controlled = control_thread.join().is_ok();
         let kept = keeper_thread.join().is_ok() && tracked_keeper_thread.join().is_ok();
-        adapted && observed && controlled && kept
+        adapted && settled && observed && controlled && kept
     })
     .await
     .context("ending the threads")?
@@ -480,6 +507,7 @@ fn build(
             check_connections: Arc::default(),
             checks: checks.clone(),
             adaptive: ArcSwap::default(),
+            fleet: ArcSwap::default(),
             begin: clock::instant(),
         })
     })?;

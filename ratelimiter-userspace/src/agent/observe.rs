@@ -3,8 +3,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
+
+use ratelimiter_common::abi::counters::Sample;
+use ratelimiter_common::verdict::Verdict;
 
 use super::state::{Figured, Shared};
 use super::talkers::Talkers;
@@ -28,6 +31,8 @@ const AVERAGE_S: f64 = 2.0;
 pub(super) struct Observer {
     pub(super) plane: Arc<dyn DataPlane>,
     pub(super) shared: Arc<Shared>,
+    /// Where samples of admitted packets go as well: to whoever looks for hot sources.
+    pub(super) admitted: Option<SyncSender<Vec<Sample>>>,
 }
 
 /// What the keeper works with.
@@ -114,9 +119,22 @@ impl Observer {
         rates: &mut Option<Rates>,
         now_ns: u64,
     ) -> Result<(), crate::dataplane::Error> {
-        let drained = self
-            .plane
-            .drain_samples(&mut |sample| talkers.note(sample))?;
+        let mut admitted = Vec::new();
+        let drained = self.plane.drain_samples(&mut |sample| {
+            talkers.note(sample);
+            if self.admitted.is_some()
+                && sample.verdict == Verdict::Pass as u8
+                && sample.family != 0
+            {
+                admitted.push(*sample);
+            }
+        })?;
+        if let Some(fleet) = &self.admitted
+            && !admitted.is_empty()
+        {
+            // Whoever is that far behind sees the next ones.
+            let _full = fleet.try_send(admitted).is_err();
+        }
         next.samples_lost += drained.lost;
         next.drop_events += self.plane.drain_events(&mut |_| {})?;
         let stats = self.plane.stats()?;
@@ -169,11 +187,7 @@ impl Rates {
         let rate = |old: f64, new: u64, previous: u64| {
             old * keep + (1.0 - keep) * new.saturating_sub(previous) as f64 / elapsed_s
         };
-        let dropped = |stats: &Stats| {
-            stats
-                .total(ratelimiter_common::verdict::Verdict::Drop)
-                .packets
-        };
+        let dropped = |stats: &Stats| stats.total(Verdict::Drop).packets;
         Self {
             at_ns,
             packets_per_s: rate(

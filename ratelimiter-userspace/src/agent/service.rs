@@ -85,6 +85,12 @@ impl Admin for Service {
         if view.mode != crate::policy::model::Mode::Enforce {
             warnings.push("the agent runs in shadow: it counts and drops nothing".to_owned());
         }
+        if self.shared.fleet.load().is_some_and(|fleet| fleet.apart) {
+            warnings.push(
+                "the shared store does not answer: packets are limited as `on_store_loss` says"
+                    .to_owned(),
+            );
+        }
         let interfaces = self.interfaces().await?;
         if interfaces.is_empty() {
             warnings.push("no interface is attached: no packet is judged".to_owned());
@@ -559,6 +565,7 @@ impl Admin for Service {
                 checks: &self.shared.checks,
                 check_connections: &self.shared.check_connections,
                 adaptive: &self.shared.adaptive.load(),
+                fleet: **self.shared.fleet.load(),
             },
             open_metrics,
         ))

@@ -166,6 +166,8 @@ pub(super) struct Shared {
     pub(super) adaptive: ArcSwap<AdaptiveView>,
     /// Connections of the check API.
     pub(super) check_connections: Arc<ConnectionStats>,
+    /// How packets are settled with the fleet; `None` without a shared store.
+    pub(super) fleet: ArcSwap<super::fleet::Shown>,
     pub(super) begin: Instant,
 }
 

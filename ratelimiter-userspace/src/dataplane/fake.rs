@@ -342,6 +342,18 @@ impl DataPlane for FakeDataPlane {
 
     /// Knows which sources exist, not what they owe: `READ` answers 0, `PROMOTE` inserts,
     /// `DEMOTE` deletes, the rest is recorded.
+    fn read_tracked(
+        &self,
+        keys: &[SourceKey],
+        visit: &mut dyn FnMut(SourceKey, Option<&Tracked>),
+    ) -> Result<(), Error> {
+        let tracked = self.state().tracked.clone();
+        for key in keys {
+            visit(*key, tracked.get(key));
+        }
+        Ok(())
+    }
+
     fn merge(&self, ops: &mut [MergeOp]) -> Result<(), Error> {
         let mut state = self.state();
         for merge_op in ops {

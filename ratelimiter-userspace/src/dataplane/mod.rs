@@ -103,6 +103,13 @@ pub trait DataPlane: Send + Sync {
     /// Visits every tracked source. A source inserted or deleted meanwhile may be missed.
     fn scan_tracked(&self, visit: &mut dyn FnMut(SourceKey, &Tracked)) -> Result<(), Error>;
 
+    /// Reads the tracked sources of `keys`, in order; `None` for those that are not there.
+    fn read_tracked(
+        &self,
+        keys: &[SourceKey],
+        visit: &mut dyn FnMut(SourceKey, Option<&Tracked>),
+    ) -> Result<(), Error>;
+
     /// Runs bucket operations in the kernel and fills in their results.
     fn merge(&self, ops: &mut [MergeOp]) -> Result<(), Error>;
 

@@ -130,3 +130,17 @@ pub(super) fn scan_tracked(
         .map(names::TRACKED)?
         .walk::<SourceKey, Tracked>(|key, value| visit(*key, value))
 }
+
+/// Reads some tracked sources.
+pub(super) fn read_tracked(
+    kernel: &Kernel,
+    keys: &[SourceKey],
+    visit: &mut dyn FnMut(SourceKey, Option<&Tracked>),
+) -> Result<(), Error> {
+    let map = kernel.map(names::TRACKED)?;
+    for key in keys {
+        let value = map.get::<SourceKey, Tracked>(key)?;
+        visit(*key, value.as_ref());
+    }
+    Ok(())
+}

@@ -327,6 +327,14 @@ impl DataPlane for XdpDataPlane {
         observe::scan_tracked(&self.shared.kernel, visit)
     }
 
+    fn read_tracked(
+        &self,
+        keys: &[SourceKey],
+        visit: &mut dyn FnMut(SourceKey, Option<&Tracked>),
+    ) -> Result<(), Error> {
+        observe::read_tracked(&self.shared.kernel, keys, visit)
+    }
+
     fn merge(&self, ops: &mut [MergeOp]) -> Result<(), Error> {
         lock(&self.shared.writer).merge(&self.shared.kernel, ops)
     }

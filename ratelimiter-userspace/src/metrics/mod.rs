@@ -6,6 +6,7 @@
 )]
 mod adaptive;
 mod checks;
+mod sync;
 mod text;
 
 use std::collections::BTreeMap;
@@ -74,6 +75,8 @@ pub struct Snapshot<'a> {
     pub check_connections: &'a ConnectionStats,
     /// What follows health and load.
     pub adaptive: &'a AdaptiveView,
+    /// Packets over a fleet; `None` without a shared store.
+    pub fleet: Option<crate::sync::host::Figures>,
 }
 
 /// The word of a verdict.
@@ -105,6 +108,9 @@ pub fn render(snapshot: &Snapshot<'_>, open_metrics: bool) -> String {
     http(&mut text, snapshot.http);
     checks::render(&mut text, snapshot.checks, snapshot.check_connections);
     adaptive::render(&mut text, snapshot.adaptive);
+    if let Some(fleet) = &snapshot.fleet {
+        sync::render(&mut text, fleet);
+    }
     text.finish()
 }
 

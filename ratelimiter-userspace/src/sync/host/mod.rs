@@ -79,7 +79,7 @@ pub struct Host {
     elsewhere: HashMap<HotSource, [u64; 2]>,
     /// The first of the questions since the last answer that have none.
     asked_us: Option<u64>,
-    was_apart: bool,
+    was_scaled: bool,
     beat_us: Option<u64>,
     cursor_us: u64,
     /// Intervals it takes to settle every key that has something to say, as last seen.
@@ -99,7 +99,7 @@ impl Host {
             hot: HashMap::new(),
             elsewhere: HashMap::new(),
             asked_us: None,
-            was_apart: false,
+            was_scaled: false,
             beat_us: None,
             cursor_us: 0,
             stretch: 1,
@@ -332,17 +332,21 @@ impl Host {
         })
     }
 
-    /// The sources whose clocks are to run at another part than they do.
+    /// The sources whose clocks are to run at another part than they do: under `hold` while this
+    /// host is apart, under `strict` also while others are.
     pub fn scales(&mut self, now_us: u64) -> Vec<Scale> {
         let apart = self.is_apart(now_us);
-        if !apart && !self.was_apart {
+        let strict = self.members.strict(apart);
+        if !apart && !self.was_scaled && strict.parts == strict.of {
             return Vec::new();
         }
-        self.was_apart = apart;
+        let strict = (strict.of_amount(u64::from(WHOLE)) as u32).max(LEAST);
+        self.was_scaled = false;
         let mut scales = Vec::new();
         for (source, hot) in &mut self.hot {
-            let part = if apart { hot.held() } else { WHOLE };
+            let part = hot.wanted(apart, strict);
             let now = if hot.scale == 0 { WHOLE } else { hot.scale };
+            self.was_scaled |= part != WHOLE;
             if part != now {
                 hot.scale = part;
                 scales.push(Scale {
@@ -460,12 +464,15 @@ impl Key {
 }
 
 impl Source {
-    /// The part its clock runs at while the store is away: the largest of its units', so that no
-    /// unit that is shared otherwise denies it.
-    fn held(&self) -> u32 {
-        let holds = |key: &&Key| key.on_loss == OnStoreLoss::Hold && key.heard_us.is_some();
-        let parts = self.units.iter().flatten().filter(holds);
-        parts.map(|key| key.part.part()).max().unwrap_or(WHOLE)
+    /// The part its clock shall run at: the largest of its units', so that no unit that is shared
+    /// otherwise denies it.
+    fn wanted(&self, apart: bool, strict: u32) -> u32 {
+        let part = |key: &Key| match key.on_loss {
+            OnStoreLoss::Hold if apart && key.heard_us.is_some() => key.part.part(),
+            OnStoreLoss::Strict => strict,
+            _ => WHOLE,
+        };
+        self.units.iter().flatten().map(part).max().unwrap_or(WHOLE)
     }
 }
 

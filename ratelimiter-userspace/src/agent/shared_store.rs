@@ -1,0 +1,124 @@
+//! The store that the hosts of a fleet share, as the settings describe it.
+
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use siphasher::sip128::{Hasher128 as _, SipHasher24};
+
+use crate::config::Secret;
+use crate::config::settings::Redis;
+use crate::redis::{Access, Options, RedisStore};
+use crate::store::Store;
+use crate::sync::KeyHasher;
+
+/// Name under which this host's number is kept.
+const HOST: &str = "fleet-host";
+
+/// The store and what makes its keys.
+pub(super) struct SharedStore {
+    pub(super) store: RedisStore,
+    pub(super) hasher: KeyHasher,
+}
+
+/// Opens the store, if one is configured. Does not wait for it: it may be away.
+pub(super) fn open(settings: &Redis) -> anyhow::Result<Option<SharedStore>> {
+    let Some(target) = settings.url.target() else {
+        return Ok(None);
+    };
+    let certificate = match (settings.cert_file.as_str(), settings.key_file.as_str()) {
+        ("", _) | (_, "") => None,
+        (certificate, key) => Some((bytes(certificate)?, bytes(key)?)),
+    };
+    let access = Access {
+        target: target.clone(),
+        username: settings.username.clone(),
+        password: first_line(&settings.password_file)?.map(Secret::new),
+        authorities: optional_bytes(&settings.ca_file)?,
+        certificate,
+    };
+    let secret = first_line(&settings.key_secret_file)?.unwrap_or_default();
+    let store = RedisStore::open(Options {
+        access,
+        prefix: settings.prefix.clone(),
+        deadline: Duration::from_millis(settings.deadline_ms),
+    })
+    .map_err(anyhow::Error::msg)?;
+    Ok(Some(SharedStore {
+        store,
+        hasher: hasher(&secret),
+    }))
+}
+
+/// Keys under a secret of any length.
+fn hasher(secret: &str) -> KeyHasher {
+    let mut hash = SipHasher24::new_with_keys(0x7261_7465, 0x6c69_6d69);
+    hash.write(secret.as_bytes());
+    KeyHasher::new(&hash.finish128().as_bytes())
+}
+
+/// This host's number in the registry: drawn once, and kept.
+pub(super) fn host_number(store: &dyn Store) -> anyhow::Result<u64> {
+    if let Some(bytes) = store
+        .load_usage(HOST)
+        .context("reading this host's number")?
+        && let Ok(bytes) = <[u8; 8]>::try_from(bytes.as_slice())
+    {
+        return Ok(u64::from_le_bytes(bytes));
+    }
+    // 53 bits, so that scripts can count with it.
+    let random = std::collections::hash_map::RandomState::new();
+    let number = (random.build_hasher().finish() >> 11).max(1);
+    store
+        .save_usage(HOST, &number.to_le_bytes())
+        .context("keeping this host's number")?;
+    Ok(number)
+}
+
+fn bytes(path: &str) -> anyhow::Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("reading `{path}`"))
+}
+
+fn optional_bytes(path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    bytes(path).map(Some)
+}
+
+/// The first line of a file that holds a secret; `None` for no file.
+fn first_line(path: &str) -> anyhow::Result<Option<String>> {
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading `{path}`"))?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(Some(line.to_owned())),
+        _ => bail!("the first line of `{path}` is empty"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratelimiter_common::quota::Unit;
+
+    use super::*;
+    use crate::store::MemoryStore;
+    use crate::sync::Plane;
+
+    #[test]
+    fn a_host_keeps_its_number_and_others_have_another() {
+        let (here, there) = (MemoryStore::default(), MemoryStore::default());
+        let number = host_number(&here).unwrap();
+        assert_eq!(host_number(&here).unwrap(), number);
+        assert_ne!(host_number(&there).unwrap(), number);
+        assert!(number > 0 && number < 1 << 53);
+    }
+
+    #[test]
+    fn keys_depend_on_the_secret() {
+        let key = |secret| hasher(secret).key(Plane::Packets, "a", Unit::Packets, b"b");
+        assert_eq!(key("one"), key("one"));
+        assert_ne!(key("one"), key("two"));
+    }
+}

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use super::issue::Collector;
 pub use super::issue::{Issue, Report, dotted};
 use super::model::{
-    Algorithm, Client, DEFAULT_SEGMENT, Document, LimitSpec, Limits, ListEntry, Segment, Unit,
+    Algorithm, Client, DEFAULT_SEGMENT, Document, LimitSpec, Limits, ListEntry, OnStoreLoss,
+    Segment, Unit,
 };
 use super::names::{
     algorithm_word, client_id_problem, name_problem, prefix_problem, source_problem, unit_word,
@@ -206,6 +207,16 @@ impl Check<'_> {
                 format!(
                     "{who}: `consistency` is for `requests`; {} are settled with the fleet behind \
                      the packet, never waited for",
+                    unit_word(spec.unit)
+                ),
+            );
+        }
+        if spec.unit != Unit::Requests && spec.on_store_loss == Some(OnStoreLoss::Deny) {
+            self.errors.push(
+                &[kind, owner, "limits", name, "on_store_loss"],
+                format!(
+                    "{who}: `on_store_loss` is `deny`; for {} it is `hold`, `strict` or `local` in \
+                     this release",
                     unit_word(spec.unit)
                 ),
             );

@@ -144,14 +144,10 @@ fn rules_of(view: &View, slot: u32, now_ns: u64) -> [Option<UnitRule>; KERNEL_UN
                 grain: 1,
                 revision: view.document.revision.max(1),
             },
-            on_loss: on_loss(effective.spec),
+            on_loss: effective.spec.on_store_loss.unwrap_or_default(),
         });
     }
     rules
-}
-
-fn on_loss(_spec: &crate::policy::model::LimitSpec) -> OnStoreLoss {
-    OnStoreLoss::Hold
 }
 
 const NANOS: u64 = 1_000_000_000;

@@ -143,6 +143,52 @@ fn two_capabilities_are_enough() {
     assert!(edge.pins().is_empty());
 }
 
+/// Name of a program in the kernel, and barriers against speculation in it.
+fn form_of(id: u32) -> (String, usize) {
+    let bpftool = |words: &[&str]| {
+        let mut command = std::process::Command::new("bpftool");
+        let out = command.args(words).arg(id.to_string()).output();
+        let out = out.or_fail("bpftool");
+        assert!(out.status.success(), "{words:?}: {out:?}");
+        String::from_utf8_lossy(&out.stdout).into_owned()
+    };
+    let shown = bpftool(&["--json", "prog", "show", "id"]);
+    let described: serde_json::Value = serde_json::from_str(&shown).or_fail("JSON");
+    let text = bpftool(&["prog", "dump", "xlated", "id"]);
+    let barriers = text.lines().filter(|line| line.contains("nospec")).count();
+    let name = described["name"].as_str().or_fail("a name").to_owned();
+    (name, barriers)
+}
+
+#[test]
+fn a_third_capability_while_loading_leaves_the_barriers_out() {
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    own_directory(&edge);
+    let mut capabilities = NEEDED.to_vec();
+    for (name, guarded) in [("limiter_guarded", true), ("ratelimiter", false)] {
+        let plane = edge.edge.run(|| {
+            become_nobody(&capabilities);
+            // Permitted, and not in effect: as the agent's own.
+            caps::set(None, CapSet::Effective, &NEEDED.into_iter().collect()).or_fail("effective");
+            let plane = XdpDataPlane::open(&small()).or_fail("open");
+            let perfmon = caps::has_cap(None, CapSet::Effective, Capability::CAP_PERFMON);
+            assert!(!perfmon.or_fail("capabilities"), "it stays in effect");
+            plane
+        });
+        let (is, barriers) = form_of(plane.health().program_id);
+        println!("{is}: {barriers} barriers");
+        assert_eq!(is, name);
+        assert_eq!(barriers > 0, guarded, "{barriers} barriers in `{is}`");
+        drop(plane);
+        capabilities.push(Capability::CAP_PERFMON);
+    }
+    edge.edge.run(|| {
+        become_nobody(&NEEDED);
+        detach_all(DEFAULT_ROOT.as_ref()).or_fail("detach all");
+    });
+}
+
 #[test]
 fn says_which_capability_is_missing() {
     let _residue = Residue::watch();

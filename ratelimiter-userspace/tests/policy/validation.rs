@@ -52,6 +52,28 @@ fn a_sixteenth_wide_region_is_refused_with_its_owner() {
 }
 
 #[test]
+fn packets_are_not_denied_for_want_of_a_store_and_requests_may_be() {
+    let limit = |unit: &str, word: &str| {
+        report(&format!(
+            "[segments.free.limits.one]\nrate_limit = 5\ntime_window = 1\nunit = \"{unit}\"\n\
+             on_store_loss = \"{word}\"\n"
+        ))
+        .errors
+    };
+    for unit in ["packets", "bytes", "connections"] {
+        let errors = limit(unit, "deny");
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert_eq!(errors[0].dotted(), "segments.free.limits.one.on_store_loss");
+        let said = format!("`on_store_loss` is `deny`; for {unit} it is");
+        assert!(errors[0].message.contains(&said), "{errors:?}");
+        for word in ["hold", "strict", "local"] {
+            assert_eq!(limit(unit, word), []);
+        }
+    }
+    assert_eq!(limit("requests", "deny"), []);
+}
+
+#[test]
 fn more_policies_than_slots_are_refused() {
     let mut doc = Document::default();
     normalise(&mut doc);

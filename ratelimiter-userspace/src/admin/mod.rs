@@ -23,7 +23,7 @@ pub use error::{AdminError, FieldError};
 use views::{
     AdaptiveView, AttachRequest, ChangeView, Changed, ClientView, Event, Explanation, HealthAnswer,
     HealthReport, InterfaceView, LimitRow, ListEntryView, Page, PageQuery, PauseRequest,
-    ResetAnswer, ResumeRequest, SegmentView, SourceRow, Status, Tagged,
+    ResetAnswer, ResumeRequest, SegmentView, SourceRow, Status, SyncView, Tagged,
 };
 
 /// Result of an operation.
@@ -144,6 +144,13 @@ pub trait Admin: Send + Sync + 'static {
     async fn pause(&self, request: PauseRequest, caller: &Caller) -> Result<AdaptiveView>;
     /// Lets the controllers decide again.
     async fn resume(&self, request: ResumeRequest, caller: &Caller) -> Result<AdaptiveView>;
+
+    /// How it goes with the fleet.
+    async fn sync(&self) -> Result<SyncView>;
+    /// Tells the fleet's store everything again at once.
+    async fn resync(&self, caller: &Caller) -> Result<SyncView>;
+    /// What does not work although everything that is promised does: the fleet's store is away.
+    fn degraded(&self) -> Option<String>;
 
     /// The metrics as text: Prometheus 0.0.4, or OpenMetrics 1.0.
     async fn metrics(&self, open_metrics: bool) -> Result<String>;

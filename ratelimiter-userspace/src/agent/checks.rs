@@ -14,7 +14,7 @@ use crate::http::check::CheckApi;
 use crate::http::gate::Gate;
 use crate::http::listen::ListenError;
 use crate::http::{Limits, Listener};
-use crate::limiter::{IdentityKey, snapshot};
+use crate::limiter::{FleetOptions, IdentityKey, snapshot};
 use crate::store::Store;
 
 /// Name of the blob.
@@ -60,9 +60,10 @@ pub(super) fn open(
     settings: &Settings,
     gate: Arc<Gate>,
     found: Option<&Found>,
+    fleet: Option<FleetOptions>,
 ) -> anyhow::Result<Checks> {
     let key = found.map_or_else(IdentityKey::random, |found| found.key);
-    Ok(Checks::new(settings, key, gate)?)
+    Ok(Checks::of_fleet(settings, key, gate, fleet)?)
 }
 
 /// Puts usage back, once the policy is in force.

@@ -4,7 +4,8 @@
 //!
 //! - [`core`](self::core): the policy in force and every way to change it, on the `control` thread
 //! - `adaptive`: limits that follow the health of what they protect, on a thread of its own
-//! - `fleet`: packets over a fleet, on a thread of its own; `shared_store`: the store hosts share
+//! - `fleet`: packets over a fleet, on a thread of its own; `shared_store`: the store hosts share;
+//!   `membership`: requests over a fleet
 //! - `observe`: reads what the kernel counts; `talkers`, `usage` keep it
 //! - `service`: the agent as people use it; `explain`, `events`, `reload` are parts of it
 //! - [`privileges`]: what the agent keeps of its rights
@@ -12,11 +13,13 @@ mod adaptive;
 mod checks;
 mod control;
 mod core;
+mod credentials;
 mod doors;
 mod estimate;
 mod events;
 mod explain;
 mod fleet;
+mod membership;
 mod observe;
 pub mod privileges;
 mod reload;
@@ -47,6 +50,8 @@ use tokio::sync::watch;
 
 use self::core::{Core, Parts};
 use control::Control;
+use credentials::credentials;
+use membership::Membership;
 use observe::{Keeper, Observer};
 use reload::{Reloader, names};
 use service::Service;
@@ -55,12 +60,11 @@ use state::{Figured, Shared};
 
 use crate::admin::views::EventKind;
 use crate::clock;
-use crate::config::check::token_problem;
 use crate::config::statics::static_document;
-use crate::config::{Malformed, Secret, Settings};
+use crate::config::{Malformed, Settings};
 use crate::dataplane::tables::{FirstSeen, budgets_of};
 use crate::dataplane::{self, DataPlane, OpenOptions, XdpDataPlane};
-use crate::http::gate::{Credential, Gate};
+use crate::http::gate::Gate;
 use crate::http::stats::HttpStats;
 use crate::http::{self, Api, Limits, Listener, Workers};
 use crate::policy::prefixes::TimeBase;
@@ -147,10 +151,18 @@ pub async fn serve(
         credentials(&settings).map_err(anyhow::Error::msg)?,
         &settings.admin.allowed_hosts,
     ));
+    let shared_store = shared_store::open(&settings.redis).context("the shared store")?;
+    let host = match &shared_store {
+        Some(_) => shared_store::host_number(store.as_ref())?,
+        None => 0,
+    };
+    let member = shared_store
+        .as_ref()
+        .map(|shared_store| Membership::new(&settings.redis, shared_store, host));
     let core = {
         let (plane, store, settings) = (Arc::clone(&plane), Arc::clone(&store), settings.clone());
         let gate = Arc::clone(&gate);
-        tokio::task::spawn_blocking(move || build(&settings, plane, store, gate))
+        tokio::task::spawn_blocking(move || build(&settings, plane, store, gate, member))
             .await
             .context("building the policy")??
     };
@@ -174,7 +186,6 @@ pub async fn serve(
 
     let (control, control_thread) = Control::start(core).context("starting the control thread")?;
     let (stop_observer, observer_stopped) = std::sync::mpsc::channel();
-    let shared_store = shared_store::open(&settings.redis).context("the shared store")?;
     let (admitted, samples) = fleet::channel();
     let observer = Observer {
         plane: Arc::clone(&plane),
@@ -192,7 +203,7 @@ pub async fn serve(
                 runtime: shared_store.store.runtime(),
                 hasher: shared_store.hasher,
                 samples,
-                host: shared_store::host_number(store.as_ref())?,
+                host,
                 interval: Duration::from_millis(settings.redis.sync_interval_ms),
             };
             let thread = std::thread::Builder::new()
@@ -416,48 +427,17 @@ fn tables(settings: &Settings) -> dataplane::Tables {
     }
 }
 
-/// The credentials with their tokens read.
-fn credentials(settings: &Settings) -> Result<Vec<Credential>, String> {
-    settings
-        .credentials
-        .iter()
-        .map(|(name, credential)| {
-            let token = match (&credential.token, &credential.token_file) {
-                (Some(token), _) => token.clone(),
-                (None, Some(file)) => {
-                    let text = std::fs::read_to_string(file).map_err(|error| {
-                        format!("`credentials.{name}.token_file`: cannot read `{file}`: {error}")
-                    })?;
-                    Secret::new(text.lines().next().unwrap_or_default().trim().to_owned())
-                }
-                (None, None) => {
-                    return Err(format!(
-                        "`credentials.{name}` has neither `token` nor `token_file`"
-                    ));
-                }
-            };
-            if let Some(problem) = token_problem(token.expose()) {
-                return Err(format!("the token of `credentials.{name}` {problem}"));
-            }
-            Ok(Credential {
-                name: name.clone(),
-                token,
-                rights: credential.rights.clone(),
-                expires_unix_ms: credential.expires_unix_ms,
-            })
-        })
-        .collect()
-}
-
 /// Restores the policy and installs it.
 fn build(
     settings: &Settings,
     plane: Arc<dyn DataPlane>,
     store: Arc<dyn Store>,
     gate: Arc<Gate>,
+    member: Option<Membership>,
 ) -> anyhow::Result<Core> {
     let usage = checks::load(store.as_ref());
-    let checks = checks::open(settings, gate, usage.as_ref())?;
+    let fleet = member.as_ref().map(|member| member.options);
+    let checks = checks::open(settings, gate, usage.as_ref(), fleet)?;
     let found = plane.installed()?;
     let (geometry, kernel) = (plane.tables(), &settings.kernel);
     let first_seen = FirstSeen::of(kernel.first_seen, kernel.first_seen_per_s);
@@ -506,6 +486,9 @@ fn build(
             checks_error: ArcSwap::default(),
             check_connections: Arc::default(),
             checks: checks.clone(),
+            redis: member
+                .as_ref()
+                .map(|member| (member.redis.clone(), settings.redis.url.shown())),
             adaptive: ArcSwap::default(),
             fleet: ArcSwap::default(),
             begin: clock::instant(),
@@ -513,6 +496,10 @@ fn build(
     })?;
     if let Some(usage) = &usage {
         checks::restore(&checks, usage);
+    }
+    if let Some(Membership { redis, .. }) = member {
+        let runtime = redis.runtime();
+        checks.limiter().join(Arc::new(redis), &runtime);
     }
     Ok(core)
 }

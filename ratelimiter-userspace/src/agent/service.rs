@@ -21,7 +21,7 @@ use crate::admin::views::{
     AdaptiveView, AttachRequest, ChangeView, Changed, ClientView, CountView, DefinedIn, Event,
     EventKind, Explanation, HealthAnswer, HealthReport, InterfaceView, LimitRow, ListEntryView,
     Owner, Page, PageQuery, PauseRequest, ResetAnswer, ResumeRequest, SegmentView, SourceRow,
-    Status, StoreView, TableView, Tagged,
+    Status, StoreView, SyncView, TableView, Tagged,
 };
 use crate::admin::{Admin, AdminError, Caller, ChangeOptions, Edit, ListName, Result};
 use crate::clock;
@@ -91,6 +91,7 @@ impl Admin for Service {
                     .to_owned(),
             );
         }
+        warnings.extend(self.degraded());
         let interfaces = self.interfaces().await?;
         if interfaces.is_empty() {
             warnings.push("no interface is attached: no packet is judged".to_owned());
@@ -158,6 +159,7 @@ impl Admin for Service {
                 location: store.location,
                 warnings: store.warnings,
             },
+            sync: self.shared.sync(),
             rss_bytes: metrics::rss_bytes(),
         })
     }
@@ -534,6 +536,20 @@ impl Admin for Service {
         self.adaptive().await
     }
 
+    async fn sync(&self) -> Result<SyncView> {
+        Ok(self.shared.sync())
+    }
+
+    async fn resync(&self, caller: &Caller) -> Result<SyncView> {
+        self.note(caller, "resync");
+        self.shared.checks.limiter().resync();
+        Ok(self.shared.sync())
+    }
+
+    fn degraded(&self) -> Option<String> {
+        self.shared.degraded()
+    }
+
     async fn metrics(&self, open_metrics: bool) -> Result<String> {
         let view = self.shared.view.load_full();
         let figured = self.shared.figured.load_full();
@@ -562,6 +578,7 @@ impl Admin for Service {
                 start_unix_s: (clock::unix_ms() as f64 / 1e3)
                     - self.shared.begin.elapsed().as_secs_f64(),
                 http: &self.shared.http,
+                sync: &self.shared.sync(),
                 checks: &self.shared.checks,
                 check_connections: &self.shared.check_connections,
                 adaptive: &self.shared.adaptive.load(),

@@ -19,6 +19,8 @@ const HOST: &str = "fleet-host";
 pub(super) struct SharedStore {
     pub(super) store: RedisStore,
     pub(super) hasher: KeyHasher,
+    /// What `hasher` was made of.
+    pub(super) key: [u8; 16],
 }
 
 /// Opens the store, if one is configured. Does not wait for it: it may be away.
@@ -47,14 +49,20 @@ pub(super) fn open(settings: &Redis) -> anyhow::Result<Option<SharedStore>> {
     Ok(Some(SharedStore {
         store,
         hasher: hasher(&secret),
+        key: key(&secret),
     }))
 }
 
 /// Keys under a secret of any length.
 fn hasher(secret: &str) -> KeyHasher {
+    KeyHasher::new(&key(secret))
+}
+
+/// A secret of any length as a key.
+fn key(secret: &str) -> [u8; 16] {
     let mut hash = SipHasher24::new_with_keys(0x7261_7465, 0x6c69_6d69);
     hash.write(secret.as_bytes());
-    KeyHasher::new(&hash.finish128().as_bytes())
+    hash.finish128().as_bytes()
 }
 
 /// This host's number in the registry: drawn once, and kept.

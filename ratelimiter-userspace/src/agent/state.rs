@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::events::Events;
 use super::talkers::Talker;
-use crate::admin::views::{AdaptiveView, Pending};
+use crate::admin::views::{AdaptiveView, Pending, SyncView};
 use crate::check::Checks;
 use crate::clock;
 use crate::dataplane::{Figures, Health, Stats};
@@ -24,6 +24,7 @@ use crate::http::stats::HttpStats;
 use crate::policy::model::{Document, Mode};
 use crate::policy::plan::Prefix;
 use crate::policy::set::Compiled;
+use crate::redis::RedisStore;
 
 /// How old the newest look at the kernel may be before the agent is not ready, in nanoseconds.
 const STALE_NS: u64 = 2_000_000_000;
@@ -162,6 +163,8 @@ pub(super) struct Shared {
     /// Why the last save of the check API's usage failed; empty if it did not.
     pub(super) checks_error: ArcSwap<String>,
     pub(super) checks: Checks,
+    /// The store that the fleet shares, and its URL without the password.
+    pub(super) redis: Option<(RedisStore, String)>,
     /// What follows health and load.
     pub(super) adaptive: ArcSwap<AdaptiveView>,
     /// Connections of the check API.
@@ -172,6 +175,27 @@ pub(super) struct Shared {
 }
 
 impl Shared {
+    /// How it goes with the fleet.
+    pub(super) fn sync(&self) -> SyncView {
+        let (redis, url) = match &self.redis {
+            Some((redis, url)) => (Some(redis), url.as_str()),
+            None => (None, ""),
+        };
+        super::membership::view(&self.checks, redis, url)
+    }
+
+    /// What the reader of `readyz` should know although it works.
+    pub(super) fn degraded(&self) -> Option<String> {
+        let (redis, _) = self.redis.as_ref()?;
+        if !self.checks.limiter().is_alone() {
+            return None;
+        }
+        let error = redis.figures().error;
+        Some(format!(
+            "the fleet's store is away, limits hold on this host alone: {error}"
+        ))
+    }
+
     /// What is not as it should be right now.
     pub(super) fn problems(&self) -> Vec<String> {
         let figured = self.figured.load();

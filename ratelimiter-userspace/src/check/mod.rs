@@ -37,8 +37,8 @@ use crate::config::{Settings, UnknownClients};
 use crate::control::breaker::BreakerConfig;
 use crate::http::gate::Gate;
 use crate::limiter::{
-    BuildError, DocumentError, IdentityKey, RateLimiter, SpecError, TimeMode, Unknown,
-    check_document,
+    BuildError, DocumentError, FleetOptions, IdentityKey, RateLimiter, SpecError, TimeMode,
+    Unknown, check_document,
 };
 use crate::policy::model::{Document, Mode};
 use forwarded::Proxies;
@@ -68,15 +68,32 @@ impl Checks {
     ///
     /// If there is no memory for `check.max_clients`, or a setting is out of its bounds.
     pub fn new(settings: &Settings, key: IdentityKey, gate: Arc<Gate>) -> Result<Self, BuildError> {
+        Self::of_fleet(settings, key, gate, None)
+    }
+
+    /// As [`Checks::new`], as one of the hosts of a fleet; see [`RateLimiter::join`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Checks::new`].
+    pub fn of_fleet(
+        settings: &Settings,
+        key: IdentityKey,
+        gate: Arc<Gate>,
+        fleet: Option<FleetOptions>,
+    ) -> Result<Self, BuildError> {
         let check = &settings.check;
-        let limiter = RateLimiter::builder()
+        let mut builder = RateLimiter::builder()
             .capacity(usize::try_from(check.max_clients).unwrap_or(usize::MAX))
             .time_mode(TimeMode::System {
                 skew: Duration::from_millis(check.max_skew_ms),
             })
             .mode(settings.mode())
-            .identity_key(key)
-            .build()?;
+            .identity_key(key);
+        if let Some(options) = fleet {
+            builder = builder.fleet(options);
+        }
+        let limiter = builder.build()?;
         let checks = Self {
             limiter,
             inner: Arc::new(Inner {
@@ -111,7 +128,7 @@ impl Checks {
     /// Whether this host decides alone although it is one of many. Part of every answer.
     #[must_use]
     pub fn is_degraded(&self) -> bool {
-        self.inner.degraded.load(Ordering::Relaxed)
+        self.inner.degraded.load(Ordering::Relaxed) || self.limiter.is_alone()
     }
 
     /// Says whether the shared store is out of reach.

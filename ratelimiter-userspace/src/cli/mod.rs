@@ -33,6 +33,7 @@ pub mod segments;
 pub mod settings;
 pub mod sources;
 pub mod status;
+pub mod sync;
 
 use std::process::ExitCode;
 
@@ -109,6 +110,9 @@ enum Command {
     /// Limits that follow the health of what they protect
     #[command(subcommand)]
     Adaptive(adaptive::AdaptiveCommand),
+    /// The fleet: its shared store, and who is in it
+    #[command(subcommand)]
+    Sync(sync::SyncCommand),
     /// Report the health of a backend
     #[command(subcommand)]
     Health(health::HealthCommand),
@@ -166,6 +170,7 @@ fn run(command: Command) -> Outcome {
         Command::Reset(args) => block_on(explain::reset(args)),
         Command::Check(args) => block_on(check::run(args)),
         Command::Adaptive(command) => block_on(adaptive::run(command)),
+        Command::Sync(command) => block_on(sync::run(command)),
         Command::Health(command) => block_on(health::run(command)),
         Command::Confirm(args) => block_on(changes::confirm(args)),
         Command::Rollback(args) => block_on(changes::rollback(args)),

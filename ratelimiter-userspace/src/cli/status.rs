@@ -318,6 +318,7 @@ mod tests {
                 location: "/var/lib/ratelimiter/state.redb".to_owned(),
                 warnings: Vec::new(),
             },
+            sync: crate::admin::views::SyncView::default(),
             rss_bytes: 20 << 20,
         }
     }

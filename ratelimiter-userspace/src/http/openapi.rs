@@ -37,6 +37,7 @@ use crate::policy::model;
     views::Readiness,
     views::ResetAnswer,
     views::Status,
+    views::SyncView,
     views::Page<views::ClientView>,
     views::Page<views::SegmentView>,
     views::Page<views::LimitRow>,

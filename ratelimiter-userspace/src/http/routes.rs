@@ -122,6 +122,8 @@ pub static ROUTES: &[Route] = &[
     route!(GET "/v1/adaptive" READ, "Limits that follow health: factors, reasons, inputs", NO_QUERY, Nothing, JSON, &[(200, "AdaptiveView")], h::adaptive::status),
     route!(POST "/v1/adaptive:pause" WRITE, "Holds what is in force, or a factor, until it is resumed", NO_QUERY, Json("PauseRequest"), JSON, &[(200, "AdaptiveView")], h::adaptive::pause),
     route!(POST "/v1/adaptive:resume" WRITE, "Lets the controllers decide again", NO_QUERY, Json("ResumeRequest"), JSON, &[(200, "AdaptiveView")], h::adaptive::resume),
+    route!(GET "/v1/sync" READ, "The fleet: its shared store, and who is in it", NO_QUERY, Nothing, JSON, &[(200, "SyncView")], h::agent::sync),
+    route!(POST "/v1/sync:resync" ADMIN, "Tells the fleet's store everything again at once", NO_QUERY, Nothing, JSON, &[(200, "SyncView")], h::agent::resync),
     route!(GET "/v1/changes" READ, "The audit log, newest first", PAGE, Nothing, JSON, &[(200, "Page_ChangeView")], h::changes::list),
     route!(POST "/v1/changes:confirm" WRITE, "Keeps what is on trial", REVISION, Nothing, JSON, &[(200, "Changed[]")], h::changes::confirm),
     route!(POST "/v1/changes:rollback" WRITE, "Takes back what is on trial", REVISION, Nothing, JSON, &[(200, "Changed[]")], h::changes::rollback),

@@ -6,6 +6,7 @@
 )]
 mod adaptive;
 mod checks;
+mod shared_store;
 mod sync;
 mod text;
 
@@ -14,7 +15,7 @@ use std::sync::atomic::Ordering;
 
 use ratelimiter_common::verdict::{Reason, Verdict};
 
-use crate::admin::views::{AdaptiveView, CrowdView, InterfaceView};
+use crate::admin::views::{AdaptiveView, CrowdView, InterfaceView, SyncView};
 use crate::check::Checks;
 use crate::dataplane::{Figures, Health, Stats};
 use crate::http::connections::ConnectionStats;
@@ -77,6 +78,8 @@ pub struct Snapshot<'a> {
     pub adaptive: &'a AdaptiveView,
     /// Packets over a fleet; `None` without a shared store.
     pub fleet: Option<crate::sync::host::Figures>,
+    /// The fleet.
+    pub sync: &'a SyncView,
 }
 
 /// The word of a verdict.
@@ -111,6 +114,7 @@ pub fn render(snapshot: &Snapshot<'_>, open_metrics: bool) -> String {
     if let Some(fleet) = &snapshot.fleet {
         sync::render(&mut text, fleet);
     }
+    shared_store::render(&mut text, snapshot.sync);
     text.finish()
 }
 

@@ -8,6 +8,7 @@
 
 mod differential;
 mod faults;
+mod forms;
 mod hostile;
 mod requests;
 mod server;

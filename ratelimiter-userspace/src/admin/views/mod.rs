@@ -7,6 +7,7 @@ mod page;
 mod policy;
 mod source;
 mod status;
+mod sync;
 
 pub use adaptive::{
     AdaptiveView, BackendView, HealthAnswer, HealthReport, LatencyMs, PauseRequest, ResumeRequest,
@@ -22,3 +23,4 @@ pub use status::{
     AttachRequest, CountView, CrowdView, Detached, InterfaceView, Readiness, Status, StoreView,
     TableView,
 };
+pub use sync::SyncView;

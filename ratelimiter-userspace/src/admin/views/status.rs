@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::change::Pending;
+use super::sync::SyncView;
 use crate::config::AttachMode;
 use crate::policy::model::Mode;
 
@@ -48,7 +49,7 @@ pub struct Detached {
 /// Answer of `/readyz` and `/startupz`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Readiness {
-    /// `ready` or `not_ready`.
+    /// `ready`, `degraded` (the fleet's store is away) or `not_ready`.
     pub status: String,
     /// What is not as it should be, one sentence each.
     pub problems: Vec<String>,
@@ -176,6 +177,9 @@ pub struct Status {
     pub crowd: Vec<CrowdView>,
     /// The store.
     pub store: StoreView,
+    /// The fleet.
+    #[serde(default)]
+    pub sync: SyncView,
     /// Resident memory of the agent in bytes, tables apart.
     pub rss_bytes: u64,
 }

@@ -147,6 +147,10 @@ pub(super) fn denied(checks: &Checks, answer: &Answer, deny: Denial) -> HttpAnsw
             "the quota is reduced for now because the backend is short of capacity; try again in \
              {wait} s"
         ),
+        (Reason::StoreAway, _) => {
+            "the store that the fleet shares is away, and this limit lets nothing pass without it"
+                .to_owned()
+        }
         (Reason::ExceedsBurst, _) => "the cost is more than the quota ever allows".to_owned(),
         (_, Some(wait)) => format!("the quota is used up; try again in {wait} s"),
         (_, None) => "the request is refused".to_owned(),

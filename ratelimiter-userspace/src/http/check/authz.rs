@@ -16,7 +16,7 @@ const FORWARDED_FOR: &str = "x-forwarded-for";
 
 impl CheckApi {
     /// Answers forward-auth.
-    pub(super) fn authz(
+    pub(super) async fn authz(
         &self,
         peer: &Peer,
         headers: &HeaderMap,
@@ -27,10 +27,11 @@ impl CheckApi {
         let id = self.identity(peer, headers)?;
         let limiter = self.checks.limiter();
         let answer = limiter
-            .check_request(&Request {
+            .check_request_soon(&Request {
                 charge: !query.peek,
                 ..Request::new(&id)
             })
+            .await
             .map_err(|error| Problem::bad_request(error.to_string()))?;
         let response = if answer.allowed {
             let mut response = answer::empty(StatusCode::OK);

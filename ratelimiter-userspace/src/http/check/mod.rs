@@ -166,7 +166,7 @@ impl CheckApi {
         };
         match does {
             Does::Authz | Does::AuthzAnyPath => {
-                return self.authz(peer, headers, query);
+                return self.authz(peer, headers, query).await;
             }
             // A page that a browser was tricked into has no credential to show; its name gives it
             // away. Forward-auth is exempt: proxies pass the names of other sites on.
@@ -182,27 +182,28 @@ impl CheckApi {
         };
         let body = self.body(headers, incoming, limit).await?;
         match does {
-            Does::Check => self.check(query, &body),
-            Does::Batch => self.batch(query, &body),
+            Does::Check => self.check(query, &body).await,
+            Does::Batch => self.batch(query, &body).await,
             _ => self.outcome(query, &body),
         }
     }
 
-    fn check(&self, query: &str, body: &[u8]) -> Result<Answer, Problem> {
+    async fn check(&self, query: &str, body: &[u8]) -> Result<Answer, Problem> {
         let begin_ns = clock::fast_ns();
         let query = body::Query::parse(query, true)?;
         let asked = body::parse::<body::Check<'_>>(body)?;
         let request = asked.request(query.peek)?;
         let limiter = self.checks.limiter();
         let answer = limiter
-            .check_request(&request)
+            .check_request_soon(&request)
+            .await
             .map_err(|error| body::refused("/client_id", &error.to_string()))?;
         let response = answer::one(&self.checks, &answer, &asked, query.deny)?;
         limiter.observe_duration(clock::fast_ns().saturating_sub(begin_ns), 1);
         Ok(response)
     }
 
-    fn batch(&self, query: &str, body: &[u8]) -> Result<Answer, Problem> {
+    async fn batch(&self, query: &str, body: &[u8]) -> Result<Answer, Problem> {
         let begin_ns = clock::fast_ns();
         let query = body::Query::parse(query, false)?;
         let batch = body::parse::<body::Batch<'_>>(body)?;
@@ -229,11 +230,13 @@ impl CheckApi {
                 .iter()
                 .map(|check| (check.client_id.as_bytes(), check.cost))
                 .collect();
-            limiter.check_many(&plain, limiter.now_ns(), &mut answers);
+            limiter
+                .check_many_soon(&plain, limiter.now_ns(), &mut answers)
+                .await;
         } else {
             for check in asked {
                 let request = check.request(query.peek)?;
-                let answer = limiter.check_request(&request);
+                let answer = limiter.check_request_soon(&request).await;
                 answers
                     .push(answer.map_err(|error| body::refused("/client_id", &error.to_string()))?);
             }

@@ -89,3 +89,11 @@ fn event_stream(call: Call, query: PageQuery) -> Response {
     let body = Body::from_stream(futures_util::StreamExt::map(events, Ok::<_, Infallible>));
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }
+
+pub(in crate::http) async fn sync(call: Call) -> Answer {
+    ok(&call.admin.sync().await?)
+}
+
+pub(in crate::http) async fn resync(call: Call) -> Answer {
+    ok(&call.admin.resync(&call.caller).await?)
+}

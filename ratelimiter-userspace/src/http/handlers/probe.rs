@@ -35,7 +35,16 @@ fn readiness(ready: bool, problems: Vec<String>) -> Answer {
 
 pub(in crate::http) async fn readyz(call: Call) -> Answer {
     let problems = call.admin.problems();
-    readiness(call.admin.started() && problems.is_empty(), problems)
+    let ready = call.admin.started() && problems.is_empty();
+    // Alive and limiting, by itself: traffic must not be taken away from it for that.
+    if ready && let Some(problem) = call.admin.degraded() {
+        let degraded = Readiness {
+            status: "degraded".to_owned(),
+            problems: vec![problem],
+        };
+        return json_response(StatusCode::OK, &degraded);
+    }
+    readiness(ready, problems)
 }
 
 pub(in crate::http) async fn startupz(call: Call) -> Answer {

@@ -151,8 +151,12 @@ fn comment(text: &mut String, about: &str) {
 
 /// The description of a setting, or of a field of its table.
 fn describe(schema: &Value, name: &str, field: Option<&str>) -> String {
-    let property = &schema["properties"][name];
     let about = |value: &Value| value["description"].as_str().unwrap_or_default().to_owned();
+    // A section may lie in another: `adaptive.window`.
+    let mut property = schema;
+    for part in name.split('.') {
+        property = &resolve(schema, property)["properties"][part];
+    }
     match field {
         None => about(property),
         Some(field) => {

@@ -70,6 +70,7 @@ struct Figure {
 pub(crate) fn main(args: &Args) -> Result<()> {
     setup::ensure(setup::Args {
         tests: args.plane != Plane::Program,
+        rivals: args.plane == Plane::Check,
     })?;
     let binaries = args.plane.binaries();
     let mut steps = Steps::new(1 + binaries.len());

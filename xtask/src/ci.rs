@@ -8,7 +8,10 @@ use crate::{clippy, setup, test, tidy};
 /// Entry point.
 pub(crate) fn main() -> Result<()> {
     let start = now();
-    setup::ensure(setup::Args { tests: true })?;
+    setup::ensure(setup::Args {
+        tests: true,
+        ..setup::Args::default()
+    })?;
     let mut steps = Steps::new(4);
     steps.step("cargo fmt --all --check", || {
         let mut command = shell::cargo();

@@ -74,7 +74,6 @@ const GOALS: [Bar; 47] = [
     (CHECK, "lib_1m_batch_ns", Goal::AtMost(40.0)),
     (CHECK, "lib_two_cores", Goal::AtLeast(1.7)),
     (CHECK, "bytes_per_client", Goal::AtMost(50.0)),
-    // No program measures these yet: they are named as missing.
     (CHECK, "http_vs_axum", Goal::AtLeast(0.9)),
     (CHECK, "http_vs_throttlecrab", Goal::AtLeast(1.25)),
     (CHECK, "grpc_vs_throttlecrab", Goal::AtLeast(1.0)),

@@ -13,9 +13,11 @@ mod libtest;
 mod report;
 mod run;
 mod rungs;
+mod schemathesis;
 mod setup;
 mod shell;
 mod test;
+mod throttlecrab;
 mod tidy;
 mod toolchain;
 

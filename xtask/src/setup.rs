@@ -5,6 +5,8 @@ use clap::Args as ClapArgs;
 use crate::apt::{self, Tool};
 use crate::envoy;
 use crate::report::Steps;
+use crate::schemathesis;
+use crate::throttlecrab;
 use crate::toolchain::{self, Compiler, Linker};
 
 /// What to make ready for.
@@ -13,6 +15,9 @@ pub(crate) struct Args {
     /// Also install what the tests and benchmarks use: redis, promtool, nftables, iptables, ...
     #[arg(long)]
     pub(crate) tests: bool,
+    /// Also build the rivals that `bench check` measures beside: throttlecrab-server
+    #[arg(long)]
+    pub(crate) rivals: bool,
 }
 
 /// What building and the demo use, beside the C compiler that `xtask/linker` has seen to.
@@ -90,7 +95,8 @@ pub(crate) fn main(args: Args) -> Result<()> {
 
 /// Makes the machine ready, and says each step.
 pub(crate) fn ensure(args: Args) -> Result<()> {
-    let mut steps = Steps::new(if args.tests { 5 } else { 3 });
+    let more = if args.tests { 3 } else { 0 } + usize::from(args.rivals);
+    let mut steps = Steps::new(3 + more);
     steps.step("tools to build", || apt::ensure(&BUILD_TOOLS))?;
     let mut compiler = None;
     steps.step(
@@ -109,6 +115,16 @@ pub(crate) fn ensure(args: Args) -> Result<()> {
     if args.tests {
         steps.step("tools to test", || apt::ensure(&TEST_TOOLS))?;
         steps.step("Envoy, a proxy that asks the check API", envoy::ensure)?;
+        steps.step(
+            "schemathesis, which tries what the check API describes",
+            schemathesis::ensure,
+        )?;
+    }
+    if args.rivals {
+        steps.step(
+            "throttlecrab-server, a rival in the benchmarks",
+            throttlecrab::ensure,
+        )?;
     }
     Ok(())
 }

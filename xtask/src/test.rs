@@ -33,7 +33,10 @@ pub(crate) struct Args {
 
 /// Entry point.
 pub(crate) fn main(args: &Args) -> Result<()> {
-    setup::ensure(setup::Args { tests: true })?;
+    setup::ensure(setup::Args {
+        tests: true,
+        ..setup::Args::default()
+    })?;
     run(args)?.close()
 }
 

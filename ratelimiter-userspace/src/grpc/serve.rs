@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response, header};
+use http::{HeaderMap, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Either};
 use hyper::body::Incoming;
@@ -28,6 +28,7 @@ use super::service::Service;
 use super::unary::{self, Status, Unary};
 use super::{Admit, service};
 use crate::accept::{self, Stopped};
+use crate::http::gate::bearer;
 
 /// What every HTTP/2 connection begins with.
 const PREFACE: usize = 24;
@@ -202,10 +203,9 @@ impl Server {
     }
 
     fn admits(&self, headers: &HeaderMap) -> Result<(), Status> {
-        let token = headers
-            .get(header::AUTHORIZATION)
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.strip_prefix("Bearer "));
+        // A header that is no bearer token counts as none: where no credential is asked for, what a
+        // proxy passes on from its client says nothing.
+        let token = bearer(headers).ok().flatten();
         if (self.admit)(token) {
             return Ok(());
         }

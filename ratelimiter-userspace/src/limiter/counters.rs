@@ -145,6 +145,15 @@ impl Counters {
         }
     }
 
+    /// Counts the checks of a batch, by reason.
+    pub(super) fn count_all(&self, reasons: &[u64; REASONS]) {
+        if let Some((shard, alone)) = self.mine() {
+            for (cell, &n) in shard.reasons.iter().zip(reasons).filter(|(_, n)| **n > 0) {
+                add(cell, n, alone);
+            }
+        }
+    }
+
     /// Counts one check of a watched backend.
     pub(super) fn count_backend(&self, backend: u8, allowed: bool) {
         if let Some((shard, alone)) = self.mine()

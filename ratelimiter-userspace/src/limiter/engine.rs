@@ -106,8 +106,9 @@ impl Engine {
         answer
     }
 
+    /// Answers; whoever asks counts.
     #[inline(always)]
-    fn answer(&self, ask: Ask<'_>, unknown: impl Fn()) -> Answer {
+    pub(super) fn answer(&self, ask: Ask<'_>, unknown: impl Fn()) -> Answer {
         let home = self.table.home(ask.key);
         let line = self.table.line(home);
         if let Some(way) = line.find(ask.key.print)
@@ -122,6 +123,7 @@ impl Engine {
     #[cold]
     #[inline(never)]
     fn elsewhere(&self, home: usize, ask: Ask<'_>, unknown: &dyn Fn()) -> Answer {
+        self.table.prefetch_neighbours(home);
         for round in 0..ROUNDS {
             for line in self.table.neighbours(home) {
                 if let Some(way) = line.find(ask.key.print)

@@ -199,6 +199,14 @@ impl Table {
         padded.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Asks the processor to fetch the lines in which most clients are that their home line had no
+    /// way for.
+    #[inline(always)]
+    pub(super) fn prefetch_neighbours(&self, home: usize) {
+        self.prefetch(home ^ 1);
+        self.prefetch(home ^ 2);
+    }
+
     /// Asks the processor to fetch a line.
     #[inline(always)]
     pub(super) fn prefetch(&self, number: usize) {

@@ -1,9 +1,18 @@
-//! Measures the check library beside governor: `bench-check [--json FILE]`.
+//! Measures the check library beside governor, and its servers beside others:
+//! `bench-check [--json FILE]`.
+//!
+//! - `serve`: the servers, each a process of its own
+//! - `load`, `wire`: who asks them; `servers`: their rows
 //!
 //! Every row is the median of interleaved rounds, all in one process on one machine, so that the
 //! ratio means something where the absolute figure does not. Ids are strings of 8 to 40 bytes, in
 //! the order of the requests; every check conforms and pays its compare-and-swap. "Seen" goals are
 //! printed beside each row, never enforced here.
+
+mod load;
+mod serve;
+mod servers;
+mod wire;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -340,6 +349,11 @@ fn print(row: &Row, goal: &str) {
 
 fn run() -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
+    if let [Some(first), Some(kind), Some(port)] = [1, 2, 3].map(|n| std::env::args().nth(n))
+        && first == "--serve"
+    {
+        return serve::main(&kind, &port);
+    }
     let mut json = None;
     let mut only = String::new();
     while let Some(arg) = args.next() {
@@ -347,7 +361,8 @@ fn run() -> anyhow::Result<()> {
             "--only" => only = args.next().context("`--only` needs a part")?,
             "--json" => json = Some(args.next().context("`--json` needs a file")?),
             other => anyhow::bail!(
-                "unknown argument `{other}`; usage: bench-check [--json FILE] [--only bytes|hot|many|cores]"
+                "unknown argument `{other}`; usage: bench-check [--json FILE] \
+                 [--only bytes|hot|many|cores|servers|http|grpc|resp]"
             ),
         }
     }
@@ -369,6 +384,8 @@ fn run() -> anyhow::Result<()> {
     if wants("cores") {
         cores(&mut figures, &ids)?;
     }
+    drop(ids);
+    servers::measure(&mut figures, &only)?;
 
     let of = |name: &str| figures.median(name);
     let value = |name: &str, value: f64, unit| Row {
@@ -393,7 +410,7 @@ fn run() -> anyhow::Result<()> {
     );
     let (one, two) = (of("one_core"), of("two_cores"));
     let (one_hot, two_hot) = (of("one_core_one_client"), of("two_cores_one_client"));
-    let rows = [
+    let mut rows = vec![
         (value("lib_1k_ns", hot, "ns"), "<= 40"),
         (
             beside("lib_1m_vs_governor", uniform, rival, "ns", rival / uniform),
@@ -452,6 +469,9 @@ fn run() -> anyhow::Result<()> {
             "printed",
         ),
     ];
+    rows.extend(servers::rows(&figures));
+    // What was not asked for was not measured.
+    rows.retain(|(row, _)| !row.value.is_nan());
     for (row, goal) in &rows {
         print(row, goal);
     }

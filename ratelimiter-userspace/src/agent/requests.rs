@@ -151,3 +151,11 @@ pub(super) fn reset(
     };
     Ok(answer)
 }
+
+/// Adds how many blocks of escalation a reset has lifted.
+pub(super) fn say_lifted(answer: &mut ResetAnswer, lifted: u64) {
+    if lifted > 0 {
+        answer.summary.push_str("; blocks lifted: ");
+        answer.summary.push_str(&lifted.to_string());
+    }
+}

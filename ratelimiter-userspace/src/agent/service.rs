@@ -8,7 +8,7 @@ use async_trait::async_trait;
 
 use super::adaptive::Handle;
 use super::control::Control;
-use super::core::{plane_error, store_error};
+use super::core::{Core, plane_error, store_error};
 use super::explain;
 use super::reload::Reloader;
 use super::rows::{
@@ -433,9 +433,12 @@ impl Admin for Service {
 
     async fn reset_source(&self, address: IpAddr, caller: &Caller) -> Result<ResetAnswer> {
         let v6_prefix_len = self.v6_prefix_len;
-        let answer = self
+        let lift = move |core: &mut Core| core.lift(Some(address), None);
+        let lifted = self.control.with(lift).await?;
+        let mut answer = self
             .blocking(move |plane, view| explain::reset(view, plane, v6_prefix_len, address))
             .await?;
+        requests::say_lifted(&mut answer, lifted);
         self.note(caller, &answer.summary);
         Ok(answer)
     }
@@ -443,12 +446,16 @@ impl Admin for Service {
     async fn reset_client(&self, id: &str, caller: &Caller) -> Result<ResetAnswer> {
         let (v6_prefix_len, client) = (self.v6_prefix_len, id.to_owned());
         let checks = self.shared.checks.clone();
-        let answer = self
+        let whose = id.to_owned();
+        let lift = move |core: &mut Core| core.lift(None, Some(&whose));
+        let lifted = self.control.with(lift).await?;
+        let mut answer = self
             .blocking(move |plane, view| {
                 let reset = explain::reset_client(view, plane, v6_prefix_len, &client);
                 requests::reset(&checks, &client, reset)
             })
             .await?;
+        requests::say_lifted(&mut answer, lifted);
         self.note(caller, &answer.summary);
         Ok(answer)
     }

@@ -5,6 +5,7 @@ mod api;
 mod check_doors;
 mod checks;
 mod doors;
+mod escalation;
 mod fleet;
 mod harness;
 mod life;

@@ -38,6 +38,12 @@ impl Proxies {
         Some(self.header.as_str()).filter(|name| !name.is_empty())
     }
 
+    /// The listed proxies.
+    #[must_use]
+    pub fn prefixes(&self) -> &[IpNet] {
+        &self.trusted
+    }
+
     /// Whether `address` is a listed proxy.
     #[must_use]
     pub fn trusts(&self, address: IpAddr) -> bool {

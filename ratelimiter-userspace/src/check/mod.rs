@@ -23,6 +23,8 @@
 //! - who may ask: [`Checks::gate`], [`Gate::admit_check`]
 //! - what an answer says of itself: [`Checks::is_degraded`]
 //! - whose address a request came from: [`forwarded`]
+//! - whose address is blocked in the kernel: [`escalation`]
+pub mod escalation;
 pub mod forwarded;
 
 use std::collections::BTreeSet;
@@ -41,6 +43,7 @@ use crate::limiter::{
     Unknown, check_document,
 };
 use crate::policy::model::{Document, Mode};
+use escalation::Escalation;
 use forwarded::Proxies;
 
 /// What every transport of the check API is given. Clones share everything.
@@ -56,6 +59,7 @@ struct Inner {
     /// Backends whose breaker is on.
     broken: Mutex<BTreeSet<String>>,
     degraded: AtomicBool,
+    escalation: Escalation,
 }
 
 impl Checks {
@@ -101,6 +105,7 @@ impl Checks {
                 proxies: ArcSwap::default(),
                 broken: Mutex::default(),
                 degraded: AtomicBool::new(false),
+                escalation: Escalation::default(),
             }),
         };
         checks.configure(settings)?;
@@ -123,6 +128,12 @@ impl Checks {
     #[must_use]
     pub fn proxies(&self) -> Arc<Proxies> {
         self.inner.proxies.load_full()
+    }
+
+    /// Who was refused many times in a row.
+    #[must_use]
+    pub fn escalation(&self) -> &Escalation {
+        &self.inner.escalation
     }
 
     /// Whether this host decides alone although it is one of many. Part of every answer.
@@ -188,7 +199,9 @@ impl Checks {
     ///
     /// What [`Checks::check_document`] says, or more distinct policies than there may be.
     pub fn apply(&self, document: &Document, mode: Mode) -> Result<(), SpecError> {
-        self.limiter.apply_document_in(document, mode)
+        self.limiter.apply_document_in(document, mode)?;
+        self.inner.escalation.follow(document);
+        Ok(())
     }
 }
 

@@ -191,6 +191,7 @@ pub fn segment_fields(segment: &Segment) -> Fields {
     add(&mut fields, "mode", segment.mode.map(mode_word));
     add(&mut fields, "weight", segment.weight);
     add(&mut fields, "backend", segment.backend.as_ref());
+    add(&mut fields, "escalate_after", segment.escalate_after);
     add_sources(&mut fields, &segment.sources);
     add_limits(&mut fields, &segment.limits);
     fields

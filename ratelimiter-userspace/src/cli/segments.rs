@@ -72,6 +72,9 @@ pub struct SetArgs {
     /// What its clients use
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
+    /// Refusals in a row after which the address a client's checks name is blocked for a while
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    escalate_after: Option<u32>,
     /// Wide prefix whose sources belong to it; repeat for several. Replaces those it had
     #[arg(long = "source", value_name = "CIDR", value_parser = parse_prefix)]
     sources: Vec<IpNet>,
@@ -159,6 +162,9 @@ fn merged(mut segment: Segment, args: &SetArgs) -> Segment {
     if args.backend.is_some() {
         segment.backend.clone_from(&args.backend);
     }
+    if args.escalate_after.is_some() {
+        segment.escalate_after = args.escalate_after;
+    }
     if !args.sources.is_empty() {
         segment.sources.clone_from(&args.sources);
     }
@@ -202,6 +208,9 @@ fn one(view: &SegmentView, style: Style, now_unix_ms: u64) -> String {
         "backend",
         view.segment.backend.as_deref().unwrap_or("default"),
     );
+    if let Some(after) = view.segment.escalate_after {
+        facts.add("escalates", format!("after {after} refusals in a row"));
+    }
     let sources: Vec<String> = view
         .segment
         .sources

@@ -506,6 +506,7 @@ impl Right {
         match self {
             Self::Read => "read",
             Self::Check => "check",
+            Self::Escalate => "escalate",
             Self::Health => "health",
             Self::Write => "write",
             Self::Admin => "admin",

@@ -67,6 +67,7 @@ const OBJECTS: &str = r#"
 # built-in limits, packets 1000 per second (burst 2000) and 100 requests per minute.
 #[segments.free]
 #weight = 1
+#escalate_after = 100
 #sources = ["10.0.0.0/8"]
 #limits.packets = { rate_limit = 200, time_window = 1, burst = 400, unit = "packets" }
 #limits.default = { rate_limit = 60, time_window = "1m" }

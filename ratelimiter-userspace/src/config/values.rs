@@ -215,6 +215,8 @@ pub enum Right {
     Read,
     /// Ask the check API.
     Check,
+    /// Have the address of a client that is refused many times in a row blocked.
+    Escalate,
     /// Push health reports.
     Health,
     /// Change clients, limits, segments and lists.

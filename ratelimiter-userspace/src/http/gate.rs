@@ -68,9 +68,10 @@ pub struct Gate {
 }
 
 /// Every right: what a local caller has while no credential is configured.
-const ALL: [Right; 5] = [
+const ALL: [Right; 6] = [
     Right::Read,
     Right::Check,
+    Right::Escalate,
     Right::Health,
     Right::Write,
     Right::Admin,
@@ -193,6 +194,15 @@ impl Gate {
         }
     }
 
+    /// Whether whoever sent `token` may have addresses blocked ([`crate::check::escalation`]): a
+    /// credential with the right `escalate`, never somebody without one.
+    #[must_use]
+    pub fn may_escalate(&self, token: Option<&str>) -> bool {
+        token
+            .and_then(|token| self.holder(token, &Peer::Socket).ok())
+            .is_some_and(|holder| allows(&holder.rights, Right::Escalate))
+    }
+
     /// Whether the check API asks for a credential.
     #[must_use]
     pub fn asks_checks(&self, exposed: bool) -> bool {
@@ -267,7 +277,7 @@ fn anonymous(peer: &Peer) -> Caller {
 }
 
 /// The token of `Authorization: Bearer`, if there is that header.
-pub(super) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(value) = headers.get(header::AUTHORIZATION) else {
         return Ok(None);
     };

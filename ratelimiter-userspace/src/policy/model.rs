@@ -162,6 +162,11 @@ pub struct Segment {
     /// What the segment's clients use; `default` if not named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backend: Option<String>,
+    /// Refusals in a row, 1..=1000000, after which the address that a client's checks name is
+    /// blocked in the kernel for a while; never if absent. Counted for credentials with the right
+    /// `escalate` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub escalate_after: Option<u32>,
     /// Wide prefixes whose sources belong to the segment, each source with a bucket of its own in
     /// a region of the crowd (IPv4 shorter than /28, IPv6 shorter than /60).
     #[serde(

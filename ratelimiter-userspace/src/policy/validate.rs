@@ -19,6 +19,8 @@ use ratelimiter_common::abi::config::SEGMENTS;
 
 /// Quotas of one client or segment.
 pub const MAX_LIMITS: usize = 16;
+/// Most refusals in a row before an escalation.
+const MAX_REFUSALS: u32 = 1_000_000;
 /// Largest weight of a segment.
 pub const MAX_WEIGHT: u32 = 1_000;
 /// Longest reason of a list entry, in characters.
@@ -89,6 +91,17 @@ impl Check<'_> {
                 format!(
                     "`weight` of segment `{name}` is {weight}; it must be between 1 and \
                      {MAX_WEIGHT}"
+                ),
+            );
+        }
+        if let Some(after) = segment.escalate_after
+            && !(1..=MAX_REFUSALS).contains(&after)
+        {
+            self.errors.push(
+                &["segments", name, "escalate_after"],
+                format!(
+                    "`escalate_after` of segment `{name}` is {after}; it must be between 1 and \
+                     {MAX_REFUSALS}"
                 ),
             );
         }

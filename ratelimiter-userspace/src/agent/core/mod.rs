@@ -4,6 +4,7 @@
 
 mod answer;
 mod errors;
+mod escalate;
 mod install;
 mod trials;
 mod turn;
@@ -47,6 +48,7 @@ pub(super) struct Core {
     confirm_within: Duration,
     risky_percent: u8,
     checks: Checks,
+    offences: escalate::Offences,
 }
 
 /// What the core is built from.
@@ -107,6 +109,7 @@ impl Core {
             confirm_within: parts.confirm_within,
             risky_percent: parts.risky_percent,
             checks: parts.checks,
+            offences: escalate::Offences::new(),
         };
         // A trial that ended while nobody was there is taken back before anybody can see it.
         core.tick();
@@ -246,6 +249,7 @@ impl Core {
         if ended && let Err(error) = self.expire(now_unix_ms) {
             tracing::error!(%error, "ended list entries could not be removed");
         }
+        self.escalate();
     }
 
     /// Removes list entries that have ended. The kernel stopped heeding them by itself.

@@ -35,13 +35,9 @@ pub(super) struct Check<'a> {
     #[serde(default, borrow)]
     #[schema(value_type = Option<String>, min_length = 1, max_length = 63)]
     pub(super) limit: Option<Cow<'a, str>>,
-    /// Address the request came from.
+    /// Address the request came from; read where the client's segment escalates.
     #[serde(default)]
     #[schema(value_type = Option<String>)]
-    #[expect(
-        dead_code,
-        reason = "checked like every field; only escalation would read it"
-    )]
     pub(super) source_ip: Option<IpAddr>,
 }
 

@@ -26,6 +26,7 @@ use super::problem::Problem;
 use super::server::Answers;
 use crate::check::Checks;
 use crate::clock;
+use crate::limiter::Reason;
 
 /// Checks in one batch.
 pub const MAX_BATCH: usize = 256;
@@ -182,13 +183,18 @@ impl CheckApi {
         };
         let body = self.body(headers, incoming, limit).await?;
         match does {
-            Does::Check => self.check(query, &body).await,
-            Does::Batch => self.batch(query, &body).await,
+            Does::Check => self.check(headers, query, &body).await,
+            Does::Batch => self.batch(headers, query, &body).await,
             _ => self.outcome(query, &body),
         }
     }
 
-    async fn check(&self, query: &str, body: &[u8]) -> Result<Answer, Problem> {
+    async fn check(
+        &self,
+        headers: &HeaderMap,
+        query: &str,
+        body: &[u8],
+    ) -> Result<Answer, Problem> {
         let begin_ns = clock::fast_ns();
         let query = body::Query::parse(query, true)?;
         let asked = body::parse::<body::Check<'_>>(body)?;
@@ -198,12 +204,20 @@ impl CheckApi {
             .check_request_soon(&request)
             .await
             .map_err(|error| body::refused("/client_id", &error.to_string()))?;
+        if !query.peek && asked.source_ip.is_some() {
+            self.escalate(headers, [(&asked, &answer)]);
+        }
         let response = answer::one(&self.checks, &answer, &asked, query.deny)?;
         limiter.observe_duration(clock::fast_ns().saturating_sub(begin_ns), 1);
         Ok(response)
     }
 
-    async fn batch(&self, query: &str, body: &[u8]) -> Result<Answer, Problem> {
+    async fn batch(
+        &self,
+        headers: &HeaderMap,
+        query: &str,
+        body: &[u8],
+    ) -> Result<Answer, Problem> {
         let begin_ns = clock::fast_ns();
         let query = body::Query::parse(query, false)?;
         let batch = body::parse::<body::Batch<'_>>(body)?;
@@ -241,10 +255,44 @@ impl CheckApi {
                     .push(answer.map_err(|error| body::refused("/client_id", &error.to_string()))?);
             }
         }
+        if !query.peek && asked.iter().any(|check| check.source_ip.is_some()) {
+            self.escalate(headers, asked.iter().zip(&answers));
+        }
         let response = answer::many(&self.checks, &answers);
         let took_ns = clock::fast_ns().saturating_sub(begin_ns);
         limiter.observe_duration(took_ns, asked.len() as u64);
         Ok(response)
+    }
+
+    /// Counts refusals in a row, where a segment wants it and the caller may.
+    #[cold]
+    fn escalate<'a, 'b: 'a>(
+        &self,
+        headers: &HeaderMap,
+        answered: impl IntoIterator<Item = (&'a body::Check<'b>, &'a crate::limiter::Answer)>,
+    ) {
+        let escalation = self.checks.escalation();
+        if !escalation.is_on() {
+            return;
+        }
+        let token = bearer(headers).ok().flatten();
+        if !self.checks.gate().may_escalate(token) {
+            return;
+        }
+        let limiter = self.checks.limiter();
+        for (asked, answer) in answered {
+            let Some(address) = asked.source_ip else {
+                continue;
+            };
+            if answer.allowed {
+                escalation.allowed(&asked.client_id);
+            } else if answer.reason == Reason::OverLimit
+                && let Some(policy) = limiter.policy(answer.policy)
+            {
+                let segment = &policy.spec.segment;
+                escalation.refused(segment, &asked.client_id, address, clock::fast_ns());
+            }
+        }
     }
 
     fn outcome(&self, query: &str, body: &[u8]) -> Result<Answer, Problem> {

@@ -31,13 +31,25 @@ impl Envoy {
     #[must_use]
     #[track_caller]
     pub fn start(netns: &Netns, port: u16, domain: &str, limits: &[Value]) -> Self {
+        Self::run(netns, &by_descriptors(port, domain, limits))
+    }
+
+    /// Starts one that asks forward-auth at port `port` of loopback, by its filter `ext_authz`, and
+    /// passes the client's header `identity` on. Waits until it is ready.
+    #[must_use]
+    #[track_caller]
+    pub fn start_authz(netns: &Netns, port: u16, identity: &str) -> Self {
+        Self::run(netns, &by_authz(port, identity))
+    }
+
+    #[track_caller]
+    fn run(netns: &Netns, config: &Value) -> Self {
         let directory = tempfile::Builder::new()
             .prefix(TEMP_PREFIX)
             .tempdir()
             .or_fail("make a temporary directory");
         let file = directory.path().join("envoy.json");
-        std::fs::write(&file, config(port, domain, limits).to_string())
-            .or_fail("write Envoy's configuration");
+        std::fs::write(&file, config.to_string()).or_fail("write Envoy's configuration");
         let mut command = Command::new(program());
         command.arg("-c").arg(&file).args([
             "--concurrency",
@@ -85,18 +97,20 @@ fn program() -> PathBuf {
         .unwrap_or_else(|| panic!("this test needs Envoy 1.40: run `cargo xtask setup --tests`"))
 }
 
-fn config(port: u16, domain: &str, limits: &[Value]) -> Value {
-    const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters";
-    let endpoint = |port: u16| {
-        json!({ "lb_endpoints": [{ "endpoint": { "address": { "socket_address": {
-            "address": "127.0.0.1", "port_value": port } } } }] })
-    };
-    let cluster = |name: &str, port: u16| {
-        json!({
-            "name": name, "type": "STATIC", "connect_timeout": "1s",
-            "load_assignment": { "cluster_name": name, "endpoints": [endpoint(port)] },
-        })
-    };
+const FILTERS: &str = "type.googleapis.com/envoy.extensions.filters";
+
+/// A cluster of one server on loopback.
+fn cluster(name: &str, port: u16) -> Value {
+    let endpoint = json!({ "lb_endpoints": [{ "endpoint": { "address": { "socket_address": {
+        "address": "127.0.0.1", "port_value": port } } } }] });
+    json!({
+        "name": name, "type": "STATIC", "connect_timeout": "1s",
+        "load_assignment": { "cluster_name": name, "endpoints": [endpoint] },
+    })
+}
+
+/// Asks by the filter `ratelimit`, over gRPC.
+fn by_descriptors(port: u16, domain: &str, limits: &[Value]) -> Value {
     let mut service = cluster("ratelimiter", port);
     service["typed_extension_protocol_options"] = json!({
         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
@@ -111,6 +125,55 @@ fn config(port: u16, domain: &str, limits: &[Value]) -> Value {
         "grpc_health_check": { "service_name": "envoy.service.ratelimit.v3.RateLimitService" },
     }]);
     service["common_lb_config"] = json!({ "healthy_panic_threshold": { "value": 0 } });
+    let filter = json!({
+        "name": "envoy.filters.http.ratelimit",
+        "typed_config": {
+            "@type": format!("{FILTERS}.http.ratelimit.v3.RateLimit"),
+            "domain": domain,
+            "timeout": "1s",
+            "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
+            "rate_limit_service": {
+                "grpc_service": { "envoy_grpc": { "cluster_name": "ratelimiter" } },
+                "transport_api_version": "V3",
+            },
+        },
+    });
+    let limits: Vec<Value> = limits
+        .iter()
+        .map(|actions| json!({ "actions": actions }))
+        .collect();
+    config(&service, &filter, &json!(limits))
+}
+
+/// Asks by the filter `ext_authz`, over HTTP.
+fn by_authz(port: u16, identity: &str) -> Value {
+    let limit_headers = json!({ "patterns": [
+        { "prefix": "ratelimit" }, { "exact": "retry-after" }, { "exact": "content-type" },
+    ] });
+    let filter = json!({
+        "name": "envoy.filters.http.ext_authz",
+        "typed_config": {
+            "@type": format!("{FILTERS}.http.ext_authz.v3.ExtAuthz"),
+            "transport_api_version": "V3",
+            "failure_mode_allow": true,
+            "allowed_headers": { "patterns": [{ "exact": identity }] },
+            "http_service": {
+                "server_uri": {
+                    "uri": format!("http://127.0.0.1:{port}"),
+                    "cluster": "ratelimiter", "timeout": "1s",
+                },
+                "path_prefix": "/v1/authz",
+                "authorization_response": {
+                    "allowed_client_headers": limit_headers,
+                    "allowed_client_headers_on_success": { "patterns": [{ "prefix": "ratelimit" }] },
+                },
+            },
+        },
+    });
+    config(&cluster("ratelimiter", port), &filter, &json!([]))
+}
+
+fn config(service: &Value, filter: &Value, limits: &Value) -> Value {
     let listener = |name: &str, port: u16, filters: Value, routes: Value| {
         json!({
             "name": name,
@@ -132,23 +195,6 @@ fn config(port: u16, domain: &str, limits: &[Value]) -> Value {
         "name": "envoy.filters.http.router",
         "typed_config": { "@type": format!("{FILTERS}.http.router.v3.Router") },
     });
-    let ratelimit = json!({
-        "name": "envoy.filters.http.ratelimit",
-        "typed_config": {
-            "@type": format!("{FILTERS}.http.ratelimit.v3.RateLimit"),
-            "domain": domain,
-            "timeout": "1s",
-            "enable_x_ratelimit_headers": "DRAFT_VERSION_03",
-            "rate_limit_service": {
-                "grpc_service": { "envoy_grpc": { "cluster_name": "ratelimiter" } },
-                "transport_api_version": "V3",
-            },
-        },
-    });
-    let limits: Vec<Value> = limits
-        .iter()
-        .map(|actions| json!({ "actions": actions }))
-        .collect();
     let proxied = json!([{
         "match": { "prefix": "/" },
         "route": { "cluster": "upstream", "rate_limits": limits },
@@ -162,7 +208,7 @@ fn config(port: u16, domain: &str, limits: &[Value]) -> Value {
         "admin": { "address": { "socket_address": { "address": "127.0.0.1", "port_value": 10002 } } },
         "static_resources": {
             "listeners": [
-                listener("proxy", 10_000, json!([ratelimit, router]), proxied),
+                listener("proxy", 10_000, json!([filter, router]), proxied),
                 listener("upstream", 10_001, json!([router]), answered),
             ],
             "clusters": [cluster("upstream", 10_001), service],

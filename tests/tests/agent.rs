@@ -9,6 +9,8 @@ mod edge;
 mod adaptive;
 #[path = "agent/checks.rs"]
 mod checks;
+#[path = "agent/described.rs"]
+mod described;
 #[path = "agent/doors.rs"]
 mod doors;
 #[path = "agent/fleet.rs"]

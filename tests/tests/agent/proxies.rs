@@ -10,9 +10,10 @@ use serde_json::json;
 use tempfile::TempDir;
 use tests::OrFail as _;
 use tests::agent::Setup;
+use tests::envoy::{Envoy, PROXY};
 use tests::http::{Answer, request_tcp};
 use tests::netns::Netns;
-use tests::process::{Child, holds_within};
+use tests::process::{Child, holds_within, wait_until};
 use tests::residue::{Residue, TEMP_PREFIX};
 
 use crate::limits::SMALL;
@@ -248,4 +249,65 @@ fn nginx_caddy_and_haproxy_give_the_same_answers() {
         the_same_pattern(&edge, &mut proxy, user);
         proxy.child.kill();
     }
+}
+
+#[test]
+fn envoy_asks_forward_auth_and_fails_open_without_it() {
+    let _residue = Residue::watch();
+    let edge = Netns::new();
+    let mut agent = Setup::new()
+        .enforce()
+        .settings(SMALL)
+        .check("127.0.0.1:9741")
+        .check_settings("identity_header = \"X-User\"")
+        .start(&edge);
+    let five = json!({"limits": {"default": {"rate_limit": 5, "time_window": "1d"}}});
+    agent.put("/v1/clients/of-envoy", &five).expect(201);
+    let envoy = Envoy::start_authz(&edge, 9741, "x-user");
+    let proxy: SocketAddr = PROXY.parse().or_fail("an address");
+    let ask = |user: &str, method: &str, path: &str| -> Answer {
+        edge.run(|| request_tcp(proxy, method, path, &[("x-user", user)], None))
+            .or_fail("no answer from Envoy")
+    };
+    // Whatever the method, path and query: they are the client's.
+    for (method, path) in [
+        ("GET", "/"),
+        ("DELETE", "/a/b?peek=true"),
+        ("POST", "/v1/authz?deny=403"),
+        ("OPTIONS", "/%2e%2e/x"),
+        ("GET", "/index.html"),
+    ] {
+        let answer = ask("of-envoy", method, path);
+        assert_eq!(
+            (answer.status, answer.body.as_str()),
+            (200, "upstream"),
+            "{method} {path}: {answer:?} {}",
+            envoy.output()
+        );
+        assert_eq!(
+            answer.header("ratelimit-policy"),
+            Some("\"default\";q=5;w=86400")
+        );
+    }
+    for _ in 0..2 {
+        let refused = ask("of-envoy", "GET", "/").expect(429);
+        let wait: u64 = refused
+            .header("retry-after")
+            .and_then(|wait| wait.parse().ok())
+            .or_fail("retry-after");
+        assert!((86_000..=86_400).contains(&wait), "{refused:?}");
+        assert_eq!(
+            refused.header("content-type"),
+            Some("application/problem+json")
+        );
+        assert_eq!(refused.json()["status"], 429);
+    }
+    assert_eq!(ask("somebody-else", "GET", "/").status, 200);
+
+    agent.kill();
+    assert_eq!(ask("of-envoy", "GET", "/").status, 200);
+    agent.restart();
+    wait_until("Envoy asks again", Duration::from_secs(10), || {
+        ask("of-envoy", "GET", "/").status == 429
+    });
 }

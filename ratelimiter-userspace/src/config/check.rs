@@ -499,21 +499,6 @@ impl Credential {
     }
 }
 
-impl Right {
-    /// The word used in configuration.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Read => "read",
-            Self::Check => "check",
-            Self::Escalate => "escalate",
-            Self::Health => "health",
-            Self::Write => "write",
-            Self::Admin => "admin",
-        }
-    }
-}
-
 /// Why a configuration file's owner and mode bits are refused; `None` if they are good.
 ///
 /// The agent calls this with what `stat` of the opened file says, before it reads a byte: whoever

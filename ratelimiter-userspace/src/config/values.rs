@@ -225,6 +225,21 @@ pub enum Right {
     Admin,
 }
 
+impl Right {
+    /// The word used in configuration.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Check => "check",
+            Self::Escalate => "escalate",
+            Self::Health => "health",
+            Self::Write => "write",
+            Self::Admin => "admin",
+        }
+    }
+}
+
 /// A text that is never shown: not in logs, not in `config show`, not in `{:?}`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]

@@ -15,6 +15,9 @@ use crate::sync::KeyHasher;
 /// Name under which this host's number is kept.
 const HOST: &str = "fleet-host";
 
+/// Shortest secret: what cannot be tried out.
+const KEY_SECRET_BYTES: usize = 16;
+
 /// The store and what makes its keys.
 pub(super) struct SharedStore {
     pub(super) store: RedisStore,
@@ -39,7 +42,7 @@ pub(super) fn open(settings: &Redis) -> anyhow::Result<Option<SharedStore>> {
         authorities: optional_bytes(&settings.ca_file)?,
         certificate,
     };
-    let secret = first_line(&settings.key_secret_file)?.unwrap_or_default();
+    let secret = key_secret(&settings.key_secret_file)?;
     let store = RedisStore::open(Options {
         access,
         prefix: settings.prefix.clone(),
@@ -51,6 +54,18 @@ pub(super) fn open(settings: &Redis) -> anyhow::Result<Option<SharedStore>> {
         hasher: hasher(&secret),
         key: key(&secret),
     }))
+}
+
+/// The secret that keys are hashed under; none for no file.
+fn key_secret(path: &str) -> anyhow::Result<String> {
+    match first_line(path)? {
+        None => Ok(String::new()),
+        Some(secret) if secret.len() >= KEY_SECRET_BYTES => Ok(secret),
+        Some(secret) => bail!(
+            "the secret in `{path}` (redis.key_secret_file) has {} bytes; it must have {KEY_SECRET_BYTES} or more",
+            secret.len()
+        ),
+    }
 }
 
 /// Keys under a secret of any length.
@@ -121,6 +136,21 @@ mod tests {
         assert_eq!(host_number(&here).unwrap(), number);
         assert_ne!(host_number(&there).unwrap(), number);
         assert!(number > 0 && number < 1 << 53);
+    }
+
+    #[test]
+    fn a_short_secret_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        std::fs::write(path, "fifteen bytes..\n").unwrap();
+        let error = key_secret(path).unwrap_err().to_string();
+        assert!(
+            error.contains("has 15 bytes; it must have 16 or more"),
+            "{error}"
+        );
+        std::fs::write(path, "sixteen bytes...\n").unwrap();
+        assert_eq!(key_secret(path).unwrap(), "sixteen bytes...");
+        assert_eq!(key_secret("").unwrap(), "");
     }
 
     #[test]

@@ -432,7 +432,8 @@ mod search_tests {
     #[test]
     fn among_equals_the_home_way_is_taken() {
         for home in 0..WAYS as u32 {
-            let place = search4::<Plain>(&[0; WAYS], home << 29, 1 << 40, 5_000, 13);
+            let permuted = home << 29 | 1 << 20;
+            let place = search4::<Plain>(&[0; WAYS], permuted, 1 << 40, 5_000, 13);
             assert_eq!((place.way, place.matched), (home as usize, false));
             let scan = |_| (0, u64::MAX);
             let (place, _) = search6::<Plain>(scan, 7, u64::from(home) << 61, 1 << 40, 5_000);

@@ -168,6 +168,9 @@ pub extern "C" fn search4() -> u64 {
             return Outcome::judged(label, Reason::OverPackets, mode).0;
         }
         if !own && first_seen::admit_newcomer() == 0 {
+            if (*cpu).rereads_left != 0 {
+                return crowd4::judge4();
+            }
             return Outcome::judged(label, Reason::FirstSeen, mode).0;
         }
         if !atomic::swap_if(cell, word, pack4(tag, now.wrapping_add(after), bits)) {

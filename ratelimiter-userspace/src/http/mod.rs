@@ -23,12 +23,14 @@ mod io;
 pub mod listen;
 pub mod openapi;
 pub mod problem;
+mod receive;
 pub mod routes;
 pub mod server;
 pub mod stats;
 pub mod workers;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -36,7 +38,6 @@ use axum::extract::{RawPathParams, Request};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, MethodRouter};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
 
 use crate::admin::Admin;
 use call::Call;
@@ -51,8 +52,8 @@ pub use workers::Workers;
 
 /// How many times larger the whole document may be than any other body.
 const DOCUMENT_BODIES: usize = 64;
-/// How long a client may take to send a body, in seconds.
-const BODY_TIMEOUT_S: u64 = 10;
+/// How long a client may take to send a body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The admin API: an [`Admin`] behind a [`Gate`].
 #[derive(Clone)]
@@ -193,22 +194,7 @@ impl Api {
             Takes::Json("Document") => self.max_body_bytes.saturating_mul(DOCUMENT_BODIES),
             _ => self.max_body_bytes,
         };
-        let declared = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if declared.is_some_and(|bytes| bytes > limit_bytes as u64) {
-            return Err(Problem::body_too_large(declared, limit_bytes));
-        }
-        let read = Limited::new(body, limit_bytes).collect();
-        let limit = std::time::Duration::from_secs(BODY_TIMEOUT_S);
-        match tokio::time::timeout(limit, read).await {
-            Ok(Ok(bytes)) => Ok(bytes.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                Err(Problem::body_too_large(None, limit_bytes))
-            }
-            Ok(Err(_)) => Err(Problem::bad_request("the body broke off")),
-            Err(_) => Err(Problem::timeout(BODY_TIMEOUT_S)),
-        }
+        receive::body(headers, body, limit_bytes, BODY_TIMEOUT).await
     }
 }
 

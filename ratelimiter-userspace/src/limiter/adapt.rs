@@ -93,8 +93,8 @@ impl RateLimiter {
     }
 
     /// Scales every limit of `segment` by `factor`, kept within 0.0001 and 1: buckets fill slower
-    /// and hold less, windows hold less. What a bucket holds beyond is gone, and nothing is given
-    /// when the factor rises again.
+    /// and hold less, windows hold less. What a bucket holds beyond is gone, and who asked
+    /// meanwhile is given nothing when the factor rises again.
     ///
     /// # Errors
     ///

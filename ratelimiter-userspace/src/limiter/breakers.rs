@@ -63,7 +63,9 @@ impl Guard {
     fn charge(&self, now_ns: u64) {
         let interval_ns = self.interval_ns.load(Ordering::Relaxed);
         if interval_ns > 0 {
-            let charged = |tat: u64| Some(tat.max(now_ns).saturating_add(interval_ns));
+            // Not everybody is refused (limits in shadow, none at all), so debt must end somewhere.
+            let most_ns = now_ns.saturating_add(GUARD_NS + interval_ns);
+            let charged = |tat: u64| Some(tat.max(now_ns).saturating_add(interval_ns).min(most_ns));
             // It never gives up: the function always has a value.
             let _charged = self
                 .tat_ns
@@ -199,7 +201,7 @@ impl Breakers {
             watched
                 .guard
                 .interval_ns
-                .store(interval_ns.min(GUARD_NS), Ordering::Relaxed);
+                .store(interval_ns, Ordering::Relaxed);
         }
     }
 

@@ -19,6 +19,9 @@ use crate::control::breaker::BreakerConfig;
 use crate::policy::model::{DEFAULT_LIMIT, DEFAULT_SEGMENT, Document, LimitSpec, Mode, Unit};
 use crate::policy::units::Window;
 
+/// Longest latency an outcome is taken to have had, in milliseconds: one minute.
+const MOST_LATENCY_MS: f64 = 60_000.0;
+
 /// Decides whether clients may go on. Clones share everything.
 #[derive(Clone)]
 pub struct RateLimiter {
@@ -383,7 +386,8 @@ impl RateLimiter {
     /// backend's breaker and controllers.
     pub fn outcome(&self, backend: &str, good: bool, latency_ms: f64) {
         let engine = &self.inner.engine;
-        let latency_us = (latency_ms * 1e3) as u64;
+        // More is believed of nobody: one report must not outweigh all others.
+        let latency_us = (latency_ms.clamp(0.0, MOST_LATENCY_MS) * 1e3) as u64;
         let now_ns = self.now_ns();
         engine
             .breakers

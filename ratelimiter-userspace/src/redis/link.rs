@@ -220,10 +220,16 @@ impl Inner {
             answers: vec![crate::sync::Answer::default(); batch.len()],
             ..Settled::default()
         };
-        for ((group, _), settled) in groups
-            .iter()
-            .zip(futures_util::future::join_all(calls).await)
-        {
+        let settled = futures_util::future::join_all(calls).await;
+        if let Some(error) = settled.iter().find_map(|one| one.as_ref().err()) {
+            // What the others settled is charged: nobody may send it again.
+            return Err(if settled.iter().any(Result::is_ok) {
+                Unsettled::Broken(error.to_string())
+            } else {
+                error.clone()
+            });
+        }
+        for ((group, _), settled) in groups.iter().zip(settled) {
             let (_, settled) = settled?;
             all.clamped += settled.clamped;
             all.mended += settled.mended;
@@ -350,7 +356,12 @@ impl Inner {
                 let text = reason(&error);
                 self.counts.say(text.clone());
                 self.failed(severity(&error, current.is_cluster));
-                Err(Unsettled::Away(text))
+                // What was on its way when the connection went may have arrived.
+                if error.is_io_error() && !error.is_connection_refusal() {
+                    Err(Unsettled::Broken(text))
+                } else {
+                    Err(Unsettled::Away(text))
+                }
             }
             Err(_) => {
                 count(&self.counts.late, 1);

@@ -40,9 +40,13 @@ pub trait Settle: Send + Sync {
 /// Why the store did not answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unsettled {
-    /// No store to be reached now: refused, broken off, or the breaker is open.
+    /// No store to be reached now: it refused, or the breaker is open. The batch was not settled.
     #[error("the store is away: {0}")]
     Away(String),
+    /// The connection broke off, or one part of a cluster did not answer. The batch, or some of it,
+    /// may have been settled nevertheless.
+    #[error("the store broke off: {0}")]
+    Broken(String),
     /// The deadline passed. The batch may have been settled nevertheless.
     #[error("no answer from the store within {0} ms")]
     Late(u64),

@@ -61,6 +61,8 @@ pub(super) struct Backend {
     spoken: BTreeMap<Channel, (f64, f64)>,
     outcomes: Option<(f64, BackendCounts)>,
     outcomes_seq: u64,
+    /// This run of the agent: sequences begin anew with it.
+    boot: String,
     pub(super) decision: Option<Decision>,
     pub(super) scales: Vec<Scale>,
     pub(super) in_flight: Option<u64>,
@@ -81,7 +83,7 @@ pub(super) struct Around<'a> {
 }
 
 impl Backend {
-    pub(super) fn new(name: &str, settings: &Adaptive, now_s: f64) -> Self {
+    pub(super) fn new(name: &str, settings: &Adaptive, now_s: f64, boot: &str) -> Self {
         let controls = settings.controls();
         Self {
             name: name.to_owned(),
@@ -94,6 +96,7 @@ impl Backend {
             spoken: BTreeMap::new(),
             outcomes: None,
             outcomes_seq: 0,
+            boot: boot.to_owned(),
             decision: None,
             scales: Vec::new(),
             in_flight: None,
@@ -152,7 +155,9 @@ impl Backend {
 
     fn step(&mut self, around: &mut Around<'_>, reports: &[Report]) -> Vec<Change> {
         let now_s = around.now_s;
-        self.history.push(now_s, self.admitted(around));
+        if let Some(admitted) = self.admitted(around) {
+            self.history.push(now_s, admitted);
+        }
         let record = Record {
             history: self.history.clone(),
             demand: self
@@ -194,13 +199,14 @@ impl Backend {
         changes
     }
 
-    /// Units admitted since anybody counts.
-    fn admitted(&self, around: &Around<'_>) -> f64 {
-        match self.settings.counts {
+    /// Units admitted since anybody counts; `None` if the counters cannot be read now.
+    fn admitted(&self, around: &Around<'_>) -> Option<f64> {
+        let admitted = match self.settings.counts {
             Counts::Requests => {
                 let counts = around.checks.limiter().backend_counts(&self.name);
                 counts.map_or(0.0, |counts| counts.allowed as f64)
             }
+            Counts::Packets if around.conforming.is_empty() => return None,
             Counts::Packets => self
                 .members
                 .iter()
@@ -208,7 +214,8 @@ impl Backend {
                 .filter_map(|number| around.conforming.get(*number as usize))
                 .map(|conforming| *conforming as f64)
                 .sum(),
-        }
+        };
+        Some(admitted)
     }
 
     fn read_demand(&mut self, around: &Around<'_>) {
@@ -303,7 +310,7 @@ impl Backend {
         let spent_us = counts.latency_us.saturating_sub(before.latency_us);
         Some(Report {
             source: "outcomes".to_owned(),
-            boot: String::new(),
+            boot: self.boot.clone(),
             seq: self.outcomes_seq.max(1),
             age_s: 0.0,
             period_s: period_s.min(60.0),

@@ -178,7 +178,7 @@ impl Worker {
             }
             let found = self.found.remove(name);
             let backend = self.backends.entry(name.clone()).or_insert_with(|| {
-                let mut backend = Backend::new(name, adaptive, now_s);
+                let mut backend = Backend::new(name, adaptive, now_s, &self.boot);
                 if let Some(state) = found {
                     tracing::info!(backend = %name, "what was learnt before the restart is kept");
                     backend.state = state;

@@ -16,13 +16,14 @@ use std::net::SocketAddr;
 
 use axum::http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 
 use self::answer::Denial;
 use super::gate::{Peer, bearer};
 use super::is_json;
 use super::problem::Problem;
+use super::receive;
 use super::server::Answers;
 use crate::check::Checks;
 use crate::clock;
@@ -181,7 +182,7 @@ impl CheckApi {
             Does::Batch => self.max_body_bytes.saturating_mul(BATCH_BODIES),
             _ => self.max_body_bytes,
         };
-        let body = self.body(headers, incoming, limit).await?;
+        let body = receive::body(headers, incoming, limit, self.body_timeout).await?;
         match does {
             Does::Check => self.check(headers, query, &body).await,
             Does::Batch => self.batch(headers, query, &body).await,
@@ -311,30 +312,6 @@ impl CheckApi {
             None => limiter.outcome_of(outcome.client_id.as_bytes(), good, outcome.latency_ms),
         }
         Ok(answer::empty(StatusCode::NO_CONTENT))
-    }
-
-    /// Reads a body of at most `limit` bytes.
-    async fn body(
-        &self,
-        headers: &HeaderMap,
-        incoming: Incoming,
-        limit: usize,
-    ) -> Result<Bytes, Problem> {
-        let declared = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-        if declared.is_some_and(|bytes| bytes > limit as u64) {
-            return Err(Problem::body_too_large(declared, limit));
-        }
-        let read = Limited::new(incoming, limit).collect();
-        match tokio::time::timeout(self.body_timeout, read).await {
-            Ok(Ok(bytes)) => Ok(bytes.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                Err(Problem::body_too_large(None, limit))
-            }
-            Ok(Err(_)) => Err(Problem::bad_request("the body broke off")),
-            Err(_) => Err(Problem::timeout(self.body_timeout.as_secs())),
-        }
     }
 }
 

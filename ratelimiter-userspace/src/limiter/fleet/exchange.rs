@@ -199,7 +199,7 @@ impl Fleet {
                 self.lost.fetch_add(1, Ordering::Relaxed);
                 sight.silences += match error {
                     Unsettled::Late(_) | Unsettled::Garbled(_) => 1,
-                    Unsettled::Away(_) => SILENCES,
+                    Unsettled::Away(_) | Unsettled::Broken(_) => SILENCES,
                 };
                 &[]
             }

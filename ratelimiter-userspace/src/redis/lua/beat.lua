@@ -15,6 +15,8 @@ local hosts, hot = KEYS[1], KEYS[2]
 local cursor, forgotten, absent, cold = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 mend(hosts)
 mend(hot)
+-- A time of the future is one of a clock that was set back, or of another server's.
+if cursor > now then cursor = 0 end
 local news = {}
 if ARGV[2] == '1' then
   redis.call('ZREM', hosts, ARGV[1])
@@ -27,6 +29,7 @@ else
   for n = 8, #ARGV do redis.call('ZADD', hot, number(now), ARGV[n]) end
   if #ARGV >= 8 then redis.call('PEXPIRE', hot, number(math.ceil(cold / 1000))) end
   redis.call('ZREMRANGEBYSCORE', hot, '-inf', '(' .. number(now - cold))
+  redis.call('ZREMRANGEBYSCORE', hot, '(' .. number(now), '+inf')
   news = redis.call('ZRANGEBYSCORE', hot, '(' .. number(cursor), '+inf', 'WITHSCORES', 'LIMIT', 0, tonumber(ARGV[7]))
 end
 local answer = {

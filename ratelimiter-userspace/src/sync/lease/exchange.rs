@@ -10,6 +10,9 @@ const AHEAD: f64 = 0.5;
 const AHEAD_OF_WINDOW: f64 = 0.125;
 /// What a host remembers of shares is this old at most, or a window, in seconds.
 const MEMORY_S: f64 = 3.0;
+/// Least share of a host that spends anything: a client that just moved here gets something, should
+/// the store go away now.
+const LEAST_PART: f64 = 1.0 / 16.0;
 /// After the store had no room, a block is not asked for again sooner than this part of an interval.
 const PATIENCE: u64 = 5;
 
@@ -169,12 +172,14 @@ impl Lease {
         let memory_s = MEMORY_S.max(terms.quota.window_us as f64 / 1e6);
         let age_s = now_ns.saturating_sub(self.heard_ns) as f64 / 1e9;
         let kept = (-age_s / memory_s).exp();
+        // Of what others spent while this host had not asked, the end counts.
+        let fleet = fleet * (memory_s / age_s.max(memory_s));
         self.own = self.own * kept + own;
         self.fleet = self.fleet * kept + fleet.max(own);
         self.fleet_seen = answer.fleet_spend;
     }
 
-    /// This host's share of what the fleet spends, in (0, 1]; 1 where nothing is known.
+    /// This host's share of what the fleet spends, [`LEAST_PART`] or more; 1 where nothing is known.
     #[must_use]
     pub fn share(&self, around: &Around) -> f64 {
         if self.fleet <= 0.0 {
@@ -182,7 +187,7 @@ impl Lease {
         } else if self.own <= 0.0 {
             1.0 / f64::from(around.known.max(1))
         } else {
-            (self.own / self.fleet).min(1.0)
+            (self.own / self.fleet).clamp(LEAST_PART, 1.0)
         }
     }
 }

@@ -191,6 +191,15 @@ fn serve(address: &str, answer: &str, asked: &AtomicU32, stop: &AtomicBool) {
     }
 }
 
+/// Tells servers to stop when it is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn a_poll_asks_what_is_configured_and_slow_pages_delay_nobody() {
     const SLOW: u32 = 20;
@@ -219,6 +228,8 @@ fn a_poll_asks_what_is_configured_and_slow_pages_delay_nobody() {
         settings += &poll(&format!("slow-{number}"), 8082);
     }
     std::thread::scope(|scope| {
+        // Also when something below fails: the scope waits for its servers.
+        let _stopped = Stop(&stop);
         for (address, answer, asked) in [
             ("192.0.2.2:8080", page.as_str(), fast),
             ("192.0.2.2:8081", redirect, sly),

@@ -201,7 +201,7 @@ pub async fn serve(
                 shared: Arc::clone(&shared),
                 store: Arc::new(shared_store.store.clone()),
                 runtime: shared_store.store.runtime(),
-                hasher: shared_store.hasher,
+                hasher: crate::sync::KeyHasher::new(&shared_store.key),
                 samples,
                 host,
                 interval: Duration::from_millis(settings.redis.sync_interval_ms),

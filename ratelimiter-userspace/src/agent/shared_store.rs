@@ -10,7 +10,6 @@ use crate::config::Secret;
 use crate::config::settings::Redis;
 use crate::redis::{Access, Options, RedisStore};
 use crate::store::Store;
-use crate::sync::KeyHasher;
 
 /// Name under which this host's number is kept.
 const HOST: &str = "fleet-host";
@@ -18,11 +17,10 @@ const HOST: &str = "fleet-host";
 /// Shortest secret: what cannot be tried out.
 const KEY_SECRET_BYTES: usize = 16;
 
-/// The store and what makes its keys.
+/// The store, and the secret of its keys.
 pub(super) struct SharedStore {
     pub(super) store: RedisStore,
-    pub(super) hasher: KeyHasher,
-    /// What `hasher` was made of.
+    /// What keys are hashed under, in both planes.
     pub(super) key: [u8; 16],
 }
 
@@ -51,7 +49,6 @@ pub(super) fn open(settings: &Redis) -> anyhow::Result<Option<SharedStore>> {
     .map_err(anyhow::Error::msg)?;
     Ok(Some(SharedStore {
         store,
-        hasher: hasher(&secret),
         key: key(&secret),
     }))
 }
@@ -66,11 +63,6 @@ fn key_secret(path: &str) -> anyhow::Result<String> {
             secret.len()
         ),
     }
-}
-
-/// Keys under a secret of any length.
-fn hasher(secret: &str) -> KeyHasher {
-    KeyHasher::new(&key(secret))
 }
 
 /// A secret of any length as a key.
@@ -127,7 +119,7 @@ mod tests {
 
     use super::*;
     use crate::store::MemoryStore;
-    use crate::sync::Plane;
+    use crate::sync::{KeyHasher, Plane};
 
     #[test]
     fn a_host_keeps_its_number_and_others_have_another() {
@@ -155,8 +147,9 @@ mod tests {
 
     #[test]
     fn keys_depend_on_the_secret() {
-        let key = |secret| hasher(secret).key(Plane::Packets, "a", Unit::Packets, b"b");
-        assert_eq!(key("one"), key("one"));
-        assert_ne!(key("one"), key("two"));
+        let named =
+            |secret| KeyHasher::new(&key(secret)).key(Plane::Packets, "a", Unit::Packets, b"b");
+        assert_eq!(named("one"), named("one"));
+        assert_ne!(named("one"), named("two"));
     }
 }

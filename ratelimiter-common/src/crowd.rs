@@ -390,10 +390,15 @@ mod search_tests {
             let found = search4::<Plain>(&words, permuted, now, cap, set_bits);
             let expected = plainly(&words, tag, now, cap, set_bits);
             prop_assert_eq!(found.matched, expected.matched);
-            prop_assert_eq!(
-                rank(words[found.way], now, cap, mask),
-                rank(words[expected.way], now, cap, mask)
-            );
+            if found.matched {
+                // Random words may hold one source twice, a table never does: either is a match.
+                prop_assert_eq!(words[found.way] >> tat_bits4(set_bits), tag);
+            } else {
+                prop_assert_eq!(
+                    rank(words[found.way], now, cap, mask),
+                    rank(words[expected.way], now, cap, mask)
+                );
+            }
         }
 
         #[test]

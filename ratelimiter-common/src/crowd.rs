@@ -171,6 +171,15 @@ pub const fn pack4(tag: u64, tat: u64, set_bits: u32) -> u64 {
     tag << tat_bits4(set_bits) | (tat & tat_mask(set_bits))
 }
 
+/// Whether `word` is not that of the permuted address in the low half of `permuted`, as [`tag4`] would
+/// say. Where the address is the high half of a word, its tag lies over the word's: what is left of both
+/// is within the TAT.
+#[inline(always)]
+#[must_use]
+pub const fn is_other4(word: u64, permuted: u64, tat_mask: u64) -> bool {
+    (word ^ (permuted << 32)) > tat_mask
+}
+
 /// Where a search ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -194,6 +203,19 @@ macro_rules! each_way {
     };
 }
 const _: () = assert!(WAYS == 8);
+
+/// The way of an IPv4 set that holds a permuted address; [`WAYS`] if none does. One branch per way,
+/// all of which a source that is not there takes the same way.
+#[inline(always)]
+#[must_use]
+pub fn find4_by(scan: impl Fn(usize) -> u64, permuted: u64, tat_mask: u64) -> usize {
+    each_way!(way, {
+        if !is_other4(scan(way), permuted, tat_mask) {
+            return way;
+        }
+    });
+    WAYS
+}
 
 /// Finds a source, by its permuted address, among an IPv4 set's words, or else the victim, without a
 /// branch. Among equals the home way is taken, where the source is looked for first.
@@ -399,6 +421,26 @@ mod search_tests {
                     rank(words[expected.way], now, cap, mask)
                 );
             }
+        }
+
+        #[test]
+        fn a_tag_is_compared_in_place_as_it_is_taken_out(
+            words: [u64; 8], pick in 0_usize..8, hit: bool, other: u32, high: u32,
+            set_bits in 6_u32..=25,
+        ) {
+            let permuted = if hit {
+                ((words[pick] >> tat_bits4(set_bits)) as u32) << set_bits
+            } else {
+                other
+            };
+            // Whatever stands in the high half.
+            let wide = u64::from(high) << 32 | u64::from(permuted);
+            let is_it = |word: &u64| word >> tat_bits4(set_bits) == tag4(permuted, set_bits);
+            for word in &words {
+                prop_assert_eq!(is_other4(*word, wide, tat_mask(set_bits)), !is_it(word));
+            }
+            let found = find4_by(|way| words[way], wide, tat_mask(set_bits));
+            prop_assert_eq!(found, words.iter().position(is_it).unwrap_or(WAYS));
         }
 
         #[test]

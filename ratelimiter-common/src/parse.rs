@@ -467,11 +467,7 @@ fn ports<B: Bytes>(
             let Some(flags) = bytes.half(at + 12) else {
                 return malformed;
             };
-            let header = u32::from(flags >> 12) * 4;
-            if header < TCP_HEADER || header > transport_bytes {
-                return malformed;
-            }
-            Ok(packet.with_syn(flags & 0x12 == 0x02))
+            tcp_header(packet, flags, transport_bytes)
         }
         UDP => {
             if transport_bytes < UDP_HEADER {
@@ -488,6 +484,16 @@ fn ports<B: Bytes>(
         }
         _ => Ok(packet),
     }
+}
+
+/// Reads length and flags of a TCP header.
+#[inline(always)]
+fn tcp_header(packet: Packet, flags: u16, transport_bytes: u32) -> Result<Packet, Kind> {
+    let header = u32::from(flags >> 12) * 4;
+    if header < TCP_HEADER || header > transport_bytes {
+        return Err(Kind::Malformed);
+    }
+    Ok(packet.with_syn(flags & 0x12 == 0x02))
 }
 
 #[inline(always)]

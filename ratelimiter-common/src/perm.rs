@@ -11,10 +11,18 @@ use crate::abi::config::PermKey;
 #[inline(always)]
 #[must_use]
 pub const fn perm32(key: &PermKey, address: u32) -> u32 {
-    let mut x = (address ^ key.xor[0] as u32).wrapping_mul(key.mul[0] as u32);
-    x ^= x >> 15;
-    x = (x ^ key.xor[1] as u32).wrapping_mul(key.mul[1] as u32);
-    x ^ (x >> 16)
+    perm32_wide(key, address) as u32
+}
+
+/// [`perm32`] in the low half of a word; the high half is of no meaning. For a machine whose registers
+/// have 64 bits only, and which would clear that half again and again.
+#[inline(always)]
+#[must_use]
+pub const fn perm32_wide(key: &PermKey, address: u32) -> u64 {
+    let mut x = (address as u64 ^ key.xor[0]).wrapping_mul(key.mul[0]);
+    x ^= (x >> 15) & 0x1_ffff;
+    x = (x ^ key.xor[1]).wrapping_mul(key.mul[1]);
+    x ^ ((x >> 16) & 0xffff)
 }
 
 /// Undoes [`perm32`]. Host only: multiplicative inverses are computed on each call.

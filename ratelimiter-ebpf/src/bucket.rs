@@ -198,7 +198,7 @@ pub(crate) unsafe fn charge(
         if !matches!(table, Table::Tracked(..))
             && all & state::of_all(state::NEWCOMER) != 0
             && chargeable != 0
-            && first_seen::admit_newcomer() == 0
+            && !is_admitted(cpu)
         {
             return Outcome::judged(label, Reason::FirstSeen, decisive);
         }
@@ -211,6 +211,17 @@ pub(crate) unsafe fn charge(
             // The first unit that refused, as with a twin that enforces.
             Outcome::judged(label, first_over(over), Mode::Shadow as u32)
         }
+    }
+}
+
+/// Takes the packet's source from the first-seen budget of its zone.
+#[inline(always)]
+unsafe fn is_admitted(cpu: *mut CpuState) -> bool {
+    // SAFETY: `cpu` is this CPU's map value.
+    unsafe {
+        let arrival = scratch::arrival(cpu);
+        let family = (*arrival).packet.facts() >> 1 & 1;
+        first_seen::admit_newcomer((*arrival).zone, family) != 0
     }
 }
 

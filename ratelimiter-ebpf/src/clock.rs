@@ -1,11 +1,11 @@
-//! This CPU's clock. Reading time is the dearest instruction, so it is read once per 32 packets or
+//! This CPU's clock. Reading time is the dearest instruction, so it is read once per 64 packets or
 //! jiffy, and a bounded number of times more by packets that are about to be refused.
 
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns};
 use ratelimiter_common::abi::counters::CpuState;
 
 /// Packets one reading serves at most.
-const PACKETS_PER_READING: u32 = 32;
+const PACKETS_PER_READING: u32 = 64;
 /// Refusals that may read the clock again, per jiffy and CPU.
 const REREADS_PER_JIFFY: u32 = 64;
 

@@ -2,7 +2,9 @@
 
 use core::mem::offset_of;
 
+use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_get_smp_processor_id};
+use aya_ebpf::programs::XdpContext;
 use ratelimiter_common::abi::config::SEGMENTS;
 use ratelimiter_common::abi::counters::{
     Count, CpuState, SAMPLE_SLOTS, Sample, SegmentCount, ZoneCache,
@@ -14,7 +16,7 @@ use crate::atomic::forget;
 use crate::maps::SAMPLES;
 use crate::outcome::Outcome;
 use crate::scratch::{self, Arrival};
-use crate::{events, lookup};
+use crate::{events, limit, lookup};
 
 /// Counts a packet and its bytes.
 #[inline(always)]
@@ -58,7 +60,11 @@ const _: () = assert!(
 
 /// Counts a packet of a simple zone that conformed.
 #[inline(always)]
-pub(crate) unsafe fn conforming(cpu: *mut CpuState, cache: *const ZoneCache) -> Verdict {
+pub(crate) unsafe fn conforming(
+    ctx: &XdpContext,
+    cpu: *mut CpuState,
+    cache: *const ZoneCache,
+) -> Verdict {
     // SAFETY: both are this CPU's map value; indices are masked.
     unsafe {
         let bytes = (&raw const (*scratch::arrival(cpu)).bytes).read_volatile();
@@ -69,17 +75,19 @@ pub(crate) unsafe fn conforming(cpu: *mut CpuState, cache: *const ZoneCache) -> 
         let segment = &raw mut (*cpu).segments[(label >> 24) as usize & (SEGMENTS - 1)];
         (*segment).conforming += 1;
         (*segment).conforming_bytes += bytes;
-        if sample_is_due(cpu) {
-            let outcome = Outcome::judged(label, Reason::Conforming, (*cache).modes);
-            sample(outcome.0, Verdict::Pass as u32);
-        }
+        let outcome = Outcome::judged(label, Reason::Conforming, (*cache).modes);
+        tell(ctx, cpu, outcome, Verdict::Pass);
     }
     Verdict::Pass
 }
 
 /// Counts a packet of a simple zone that is dropped.
 #[inline(always)]
-pub(crate) unsafe fn over(cpu: *mut CpuState, cache: *const ZoneCache) -> Verdict {
+pub(crate) unsafe fn over(
+    ctx: &XdpContext,
+    cpu: *mut CpuState,
+    cache: *const ZoneCache,
+) -> Verdict {
     // SAFETY: as `conforming`.
     unsafe {
         let bytes = (&raw const (*scratch::arrival(cpu)).bytes).read_volatile();
@@ -89,46 +97,61 @@ pub(crate) unsafe fn over(cpu: *mut CpuState, cache: *const ZoneCache) -> Verdic
         let label = (*cache).label;
         (*cpu).segments[(label >> 24) as usize & (SEGMENTS - 1)].dropped += 1;
         let outcome = Outcome::judged(label, Reason::OverPackets, (*cache).modes);
-        tell(cpu, outcome, Verdict::Drop);
+        tell(ctx, cpu, outcome, Verdict::Drop);
     }
     Verdict::Drop
 }
 
 /// Samples the packet and reports a drop, where that is due.
 #[inline(always)]
-pub(crate) unsafe fn tell(cpu: *mut CpuState, outcome: Outcome, verdict: Verdict) {
-    // SAFETY: as `count`.
-    unsafe {
-        if sample_is_due(cpu) {
-            sample(outcome.0, verdict as u32);
-        }
-        if event_is_due(cpu, verdict) {
-            event(outcome.0, verdict as u32);
-        }
-    }
-}
-
-/// Counts down to the next sample; true when it is due.
-#[inline(always)]
-unsafe fn sample_is_due(cpu: *mut CpuState) -> bool {
+pub(crate) unsafe fn tell(
+    ctx: &XdpContext,
+    cpu: *mut CpuState,
+    outcome: Outcome,
+    verdict: Verdict,
+) {
     // SAFETY: as `count`.
     unsafe {
         let left = (*cpu).sample_left.wrapping_sub(1);
         (*cpu).sample_left = left;
         // Wraps before the very first sample.
-        left.wrapping_add(1) <= 1
+        if left.wrapping_add(1) <= 1 {
+            report(ctx.ctx, outcome.0, verdict as u32 | SAMPLE);
+        } else if matches!(verdict, Verdict::Drop) && (*cpu).event_jiffies != (*cpu).jiffies {
+            report(ctx.ctx, outcome.0, verdict as u32);
+        }
     }
 }
 
-/// Writes a sample and draws the next countdown, 1..=63 at random: nobody can hide behind another
-/// source's packets.
+/// With the verdict for [`report`]: a sample is due.
+const SAMPLE: u32 = 2;
+
+/// Writes a sample, if one is due, and reports a drop, at most one per CPU and jiffy.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn sample(outcome: u64, verdict: u32) -> u32 {
+pub extern "C" fn report(ctx: *mut xdp_md, outcome: u64, verdict: u32) -> u32 {
     let Some(cpu) = lookup::cpu() else {
         return 0;
     };
     // SAFETY: this CPU's map value.
+    unsafe {
+        limit::write_down(ctx, 0);
+        if verdict & SAMPLE != 0 {
+            sample(cpu, Outcome(outcome), verdict & 1);
+        }
+        if verdict & 1 == Verdict::Drop as u32 && (*cpu).event_jiffies != (*cpu).jiffies {
+            (*cpu).event_jiffies = (*cpu).jiffies;
+            events::send(describe(cpu, Outcome(outcome), verdict & 1, 1));
+        }
+    }
+    0
+}
+
+/// Writes a sample and draws the next countdown, 1..=63 at random: nobody can hide behind another
+/// source's packets.
+#[inline(always)]
+unsafe fn sample(cpu: *mut CpuState, outcome: Outcome, verdict: u32) {
+    // SAFETY: `cpu` is this CPU's map value.
     unsafe {
         let weight = (*cpu).sample_weight;
         // 63 of 64 values, drawn again by folding the last one to the middle.
@@ -138,15 +161,14 @@ pub extern "C" fn sample(outcome: u64, verdict: u32) -> u32 {
         (*cpu).sample_weight = next;
         let Some(ring) = lookup::element(&SAMPLES, scratch::of(cpu), bpf_get_smp_processor_id())
         else {
-            return 0;
+            return;
         };
         let head = (*ring).head;
         let place = &raw mut (*ring).samples[head as usize & (SAMPLE_SLOTS - 1)];
         let weight = if weight == 0 { 1 } else { weight };
-        place.write(describe(cpu, Outcome(outcome), verdict, weight));
+        place.write(describe(cpu, outcome, verdict, weight));
         // The reader takes the head last of all and discards what may have been overwritten.
         (&raw mut (*ring).head).write_volatile(head + 1);
-        0
     }
 }
 
@@ -180,26 +202,4 @@ unsafe fn describe(cpu: *mut CpuState, outcome: Outcome, verdict: u32, weight: u
             flags: packet.syn() as u8,
         }
     }
-}
-
-/// Reports a drop, at most one per CPU and jiffy.
-#[inline(always)]
-unsafe fn event_is_due(cpu: *mut CpuState, verdict: Verdict) -> bool {
-    // SAFETY: as `count`.
-    unsafe { matches!(verdict, Verdict::Drop) && (*cpu).event_jiffies != (*cpu).jiffies }
-}
-
-/// See [`event_is_due`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn event(outcome: u64, verdict: u32) -> u32 {
-    let Some(cpu) = lookup::cpu() else {
-        return 0;
-    };
-    // SAFETY: as `sample`.
-    unsafe {
-        (*cpu).event_jiffies = (*cpu).jiffies;
-        events::send(describe(cpu, Outcome(outcome), verdict, 1));
-    }
-    0
 }

@@ -2,7 +2,9 @@
 
 use ratelimiter_common::abi::counters::{CpuState, UnitCache};
 use ratelimiter_common::abi::crowd::WAYS;
-use ratelimiter_common::crowd::{debt, home4, pack4, search4_by, tag4, tat_bits4, tat_mask};
+use ratelimiter_common::crowd::{
+    debt, home4, is_other4, pack4, search4_by, tag4, tat_bits4, tat_mask,
+};
 
 use crate::atomic::fence;
 use crate::bucket::{
@@ -186,32 +188,45 @@ pub extern "C" fn judge4() -> u64 {
 
 /// Charges one packet to the source's home way.
 #[inline(always)]
-pub(crate) unsafe fn charge_home(cpu: *mut CpuState, cache: *const UnitCache, hash: u32) -> Home {
+pub(crate) unsafe fn charge_home(cpu: *mut CpuState, cache: *const UnitCache, hash: u64) -> Home {
     // SAFETY: as `find`.
     unsafe {
-        let index = (*cache).base4 + (hash & (*cache).mask4);
+        let index = (*cache).base4 + (hash as u32 & (*cache).mask4);
         let Some(set) = lookup::element(&CROWD4, scratch::of(cpu), index) else {
             return Home::Unclear;
         };
         let set: *mut u64 = set.cast();
-        let (now, burst, mask) = ((*cache).now, (*cache).burst, (*cache).tat_mask4);
-        let cell = set.add(home4(hash) & (WAYS - 1));
+        let cell = set.add((hash >> 29) as usize & (WAYS - 1));
         let word = atomic::load(cell);
-        if word >> ((*cache).tat_bits4 & 63) != tag4(hash, (*cache).bits4) {
+        if is_other4(word, hash, (*cache).tat_mask4) {
             return Home::Strange;
         }
-        let owed = debt(word, now, (*cache).cap, mask);
-        let after = owed + ONE;
-        if after <= burst {
-            // The tag stays.
-            let next = (word & !mask) | (now.wrapping_add(after) & mask);
-            if atomic::swap_if(cell, word, next) {
-                Home::Charged
-            } else {
-                Home::Unclear
+        charge_own(cache, cell, word)
+    }
+}
+
+/// Charges one packet to the source's own word, as it was read.
+#[inline(always)]
+pub(crate) unsafe fn charge_own(cache: *const UnitCache, cell: *mut u64, word: u64) -> Home {
+    // SAFETY: as `find`; `cell` is the source's.
+    unsafe {
+        let (now, burst, mask) = ((*cache).now, (*cache).burst, (*cache).tat_mask4);
+        let distance = word.wrapping_sub(now) & mask;
+        let mut after = distance + ONE;
+        if after > burst {
+            if distance <= burst {
+                return Home::Over;
             }
-        } else if owed <= burst {
-            Home::Over
+            if distance <= (*cache).cap || ONE > burst {
+                return Home::Unclear;
+            }
+            // Idle.
+            after = ONE;
+        }
+        // The tag stays.
+        let next = (word & !mask) | (now.wrapping_add(after) & mask);
+        if atomic::swap_if(cell, word, next) {
+            Home::Charged
         } else {
             Home::Unclear
         }

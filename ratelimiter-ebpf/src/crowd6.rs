@@ -226,17 +226,20 @@ pub(crate) unsafe fn charge_home(
         if word & BUSY != 0 || key_of(way) != key {
             return Home::Strange;
         }
-        let owed = debt(word, now, (*cache).cap, TAT6_MASK);
-        let after = owed + ONE;
-        if after <= burst {
-            let next = charged6(word, now.wrapping_add(after));
-            if atomic::swap_if(cell, word, next) {
-                Home::Charged
-            } else {
-                Home::Unclear
+        let distance = word.wrapping_sub(now) & TAT6_MASK;
+        let mut after = distance + ONE;
+        if after > burst {
+            if distance <= burst {
+                return Home::Over;
             }
-        } else if owed <= burst {
-            Home::Over
+            if distance <= (*cache).cap || ONE > burst {
+                return Home::Unclear;
+            }
+            // Idle.
+            after = ONE;
+        }
+        if atomic::swap_if(cell, word, charged6(word, now.wrapping_add(after))) {
+            Home::Charged
         } else {
             Home::Unclear
         }

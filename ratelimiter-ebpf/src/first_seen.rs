@@ -12,23 +12,30 @@ use crate::maps::{BUDGETS, ZONES};
 use crate::scratch;
 use crate::{atomic, lookup};
 
+/// This CPU's share of a budget that was spent when it drew: it does not ask again until its clock is
+/// read again.
+pub(crate) const SPENT: u32 = u32::MAX;
+
 /// Takes one newcomer from this CPU's share of the zone's budget, drawing anew when it is used up; 0
-/// when it is spent. The budget is that of the first region the zone has.
+/// when it is spent. The budget is that of the first region the zone has. `family` is 0 for IPv4, 1
+/// for IPv6.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn admit_newcomer() -> u32 {
+pub extern "C" fn admit_newcomer(zone: u64, family: u64) -> u32 {
     let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
         return 0;
     };
     // SAFETY: map values live while the program runs; zone and region are masked.
     unsafe {
-        let arrival = scratch::arrival(cpu);
-        let zone = (*arrival).zone as u32 & (ZONE_COUNT as u32 - 1);
-        // 0 for IPv4, 1 for IPv6: what belongs to the one lies right before what belongs to the other.
-        let family = ((*arrival).packet.facts() >> 1) as usize & 1;
+        let zone = zone as u32 & (ZONE_COUNT as u32 - 1);
+        // What belongs to the one lies right before what belongs to the other.
+        let family = family as usize & 1;
         let cache = &raw mut (*cpu).zones[zone as usize];
         let left = (&raw mut (*cache).newcomers4).add(family);
         let have = *left;
+        if have == SPENT {
+            return 0;
+        }
         if have != 0 {
             *left = have - 1;
             return 1;
@@ -61,6 +68,7 @@ pub extern "C" fn admit_newcomer() -> u32 {
                 FIRST_SEEN_DEPTH_NS
             };
             if !take(cpu, budget + region as u32, cost_ns, depth_ns) {
+                *left = SPENT;
                 return 0;
             }
         }

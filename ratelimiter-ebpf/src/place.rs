@@ -5,22 +5,19 @@ use ratelimiter_common::abi::config::{
     Config, FINE_WORDS, LOOK_FURTHER, PROMOTED_WORDS, fine4_bit, fine6_bit, flags,
 };
 use ratelimiter_common::abi::counters::CpuState;
-use ratelimiter_common::parse::Packet;
 use ratelimiter_common::perm::{perm32, perm64};
 use ratelimiter_common::source;
 
 use crate::maps::{COARSE4, COARSE6, FINE4, FINE6, PROMOTED};
-use crate::scratch::{self, Arrival, put};
+use crate::scratch::{self, put};
 use crate::{atomic, lookup};
 
 /// Where a source belongs.
 pub(crate) enum Place {
-    /// To the crowd of a zone; with its key, and that under the bijection.
-    Crowd { zone: u32, key: u64, hash: u64 },
+    /// To the crowd of a zone.
+    Crowd(u32),
     /// It may be tracked or listed.
     Further,
-    /// Nowhere: no host may send from there.
-    Malformed,
 }
 
 /// Whether bit `index` of a table of words is set.
@@ -34,31 +31,51 @@ macro_rules! bit {
     }};
 }
 
-/// Writes down an IPv4 packet; `set` are the [`flags`] in force. Returns where its source belongs.
+/// Writes down the source of an IPv4 packet.
 ///
 /// # Safety
 ///
 /// `cpu` is this CPU's map value, `config` a live one.
 #[inline(always)]
-pub(crate) unsafe fn place4(
-    cpu: *mut CpuState,
-    config: *const Config,
-    set: u64,
-    packet: Packet,
-) -> Place {
+pub(crate) unsafe fn write4(cpu: *mut CpuState, config: *const Config, address: u32) {
     // SAFETY: as the caller promises.
     unsafe {
         let arrival = scratch::arrival(cpu);
-        let address = packet.low as u32;
-        let key = source::v4(address);
-        let hash = perm32(&(*config).perm, address) as u64;
+        put(&raw mut (*arrival).key, source::v4(address));
+        put(
+            &raw mut (*arrival).hash,
+            perm32(&(*config).perm, address) as u64,
+        );
+    }
+}
+
+/// Writes down the source of an IPv6 packet, whose key is `key`: 0 where no host may send from.
+///
+/// # Safety
+///
+/// As [`write4`].
+#[inline(always)]
+pub(crate) unsafe fn write6(cpu: *mut CpuState, config: *const Config, key: u64) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let arrival = scratch::arrival(cpu);
         put(&raw mut (*arrival).key, key);
-        Arrival::put_packet(arrival, packet);
-        put(&raw mut (*arrival).hash, hash);
-        put(&raw mut (*arrival).zone, 0);
-        if set & (flags::PREFIXES | flags::PROMOTED) as u64 == 0 {
-            return Place::Crowd { zone: 0, key, hash };
-        }
+        put(&raw mut (*arrival).hash, perm64(&(*config).perm, key));
+    }
+}
+
+/// Returns where an IPv4 source belongs; `set` are the [`flags`] in force.
+///
+/// # Safety
+///
+/// `cpu` is this CPU's map value.
+#[inline(always)]
+pub(crate) unsafe fn place4(cpu: *mut CpuState, set: u64, address: u32) -> Place {
+    if set & (flags::PREFIXES | flags::PROMOTED) as u64 == 0 {
+        return Place::Crowd(0);
+    }
+    // SAFETY: as the caller promises.
+    unsafe {
         let mut zone = 0;
         if set & flags::PREFIXES as u64 != 0
             && let Some(coarse) = lookup::only(&COARSE4)
@@ -72,49 +89,37 @@ pub(crate) unsafe fn place4(
             }
         }
         if set & flags::PROMOTED as u64 != 0
-            && bit!(PROMOTED, cpu, PROMOTED_WORDS, source::promoted_bit(key))
+            && bit!(
+                PROMOTED,
+                cpu,
+                PROMOTED_WORDS,
+                source::promoted_bit(source::v4(address))
+            )
         {
             return Place::Further;
         }
-        put(&raw mut (*arrival).zone, zone as u64);
-        let zone = zone as u32;
-        Place::Crowd { zone, key, hash }
+        Place::Crowd(zone as u32)
     }
 }
 
-/// As [`place4`] for an IPv6 packet. Returns where its source belongs.
+/// As [`place4`] for an IPv6 source: the top 64 bits of its address, and its key.
 ///
 /// # Safety
 ///
 /// As [`place4`].
 #[inline(always)]
-pub(crate) unsafe fn place6(
-    cpu: *mut CpuState,
-    config: *const Config,
-    set: u64,
-    packet: Packet,
-) -> Place {
+pub(crate) unsafe fn place6(cpu: *mut CpuState, set: u64, high: u64, key: u64) -> Place {
+    if set & (flags::PREFIXES | flags::PROMOTED) as u64 == 0 {
+        return Place::Crowd(0);
+    }
     // SAFETY: as the caller promises.
     unsafe {
-        let arrival = scratch::arrival(cpu);
-        Arrival::put_packet(arrival, packet);
-        put(&raw mut (*arrival).zone, 0);
-        let Some(key) = source::v6(packet.high, packet.low, (*config).v6_mask) else {
-            put(&raw mut (*arrival).key, 0);
-            return Place::Malformed;
-        };
-        put(&raw mut (*arrival).key, key);
-        let hash = perm64(&(*config).perm, key);
-        put(&raw mut (*arrival).hash, hash);
-        if set & (flags::PREFIXES | flags::PROMOTED) as u64 == 0 {
-            return Place::Crowd { zone: 0, key, hash };
-        }
         let mut zone = 0;
         if set & flags::PREFIXES as u64 != 0
             && let Some(coarse) = lookup::only(&COARSE6)
         {
-            // Read anew: a number of which nothing was found out meanwhile.
-            let high = atomic::load(&raw const (*arrival).packet.high);
+            // A number of which nothing was found out meanwhile.
+            let high = atomic::forget64(high, (*cpu).now_ns);
             zone = (*coarse).zones[(high >> 48) as usize];
             if zone == LOOK_FURTHER {
                 if bit!(FINE6, cpu, FINE_WORDS, fine6_bit((high >> 32) as u32)) {
@@ -128,8 +133,6 @@ pub(crate) unsafe fn place6(
         {
             return Place::Further;
         }
-        put(&raw mut (*arrival).zone, zone as u64);
-        let zone = zone as u32;
-        Place::Crowd { zone, key, hash }
+        Place::Crowd(zone as u32)
     }
 }

@@ -11,6 +11,7 @@ use ratelimiter_common::vclock::{NEVER, PIECES, Piece, SegmentPiece};
 use ratelimiter_common::verdict::Mode;
 
 use crate::atomic::{self, each_unit, fence};
+use crate::first_seen::SPENT;
 use crate::lookup;
 use crate::maps::{
     POLICIES, POLICY_INDEX, PREFIXES4, PREFIXES6, SEGMENT_CLOCKS, SEGMENT_INDEX, ZONES,
@@ -144,6 +145,11 @@ pub extern "C" fn refresh_zone(zone: u32) -> u32 {
         let now_ns = (*cpu).now_ns;
         (*cache).at_ns = now_ns;
         (*cache).units = NO_POLICY;
+        for newcomers in [&raw mut (*cache).newcomers4, &raw mut (*cache).newcomers6] {
+            if *newcomers == SPENT {
+                *newcomers = 0;
+            }
+        }
         (*cache).modes = 0;
         (*cache).label = Outcome::label(0, 0, number as u64);
         let Some(zone) = lookup::element(&ZONES, scratch::of(cpu), number) else {

@@ -24,8 +24,6 @@ pub(crate) const ONE: u64 = 1 << Unit::Packets.fraction_bits();
 pub(crate) struct Scratch {
     /// Key of the array being asked.
     pub(crate) index: u32,
-    /// Nothing.
-    pub(crate) reserved: u32,
     /// Key of the hash being asked.
     pub(crate) source: SourceKey,
     /// The packet.

@@ -1,15 +1,18 @@
 //! The common cases, without a detour: packets are the only unit, nobody else is in the way.
 
+use aya_ebpf::bindings::xdp_md;
 use ratelimiter_common::abi::config::{ZONES as ZONE_COUNT, flags};
 use ratelimiter_common::abi::counters::{CpuState, UnitCache, ZoneCache};
 use ratelimiter_common::abi::crowd::WAYS;
-use ratelimiter_common::crowd::{debt, pack4, search4_by, tag4, tat_bits4, tat_mask};
+use ratelimiter_common::crowd::{debt, find4_by, is_other4, pack4, search4_by, tag4};
 use ratelimiter_common::verdict::{Mode, Reason};
 
 use crate::bucket::Shift;
+use crate::first_seen::SPENT;
+use crate::maps::CROWD4;
 use crate::outcome::Outcome;
 use crate::scratch::{self, ONE};
-use crate::{atomic, crowd4, crowd6, first_seen, lookup};
+use crate::{atomic, crowd4, crowd6, first_seen, limit, lookup, policy};
 
 /// The only unit limited is packets.
 const PACKETS_ONLY: u32 = 1;
@@ -34,7 +37,7 @@ pub(crate) enum Home {
     Unclear,
 }
 
-/// The zone's cache, if it is fresh and the zone is a simple one.
+/// The zone's cache, fresh, if the zone is a simple one.
 #[inline(always)]
 unsafe fn simple_zone<const GUARDED: bool>(
     cpu: *mut CpuState,
@@ -49,9 +52,8 @@ unsafe fn simple_zone<const GUARDED: bool>(
         } else {
             zone
         };
-        let cache = &raw const (*cpu).zones[zone as usize & (ZONE_COUNT - 1)];
-        let fresh = (*cache).at_ns == (*cpu).now_ns && (*cache).units == PACKETS_ONLY;
-        if fresh && set & flags::GENERIC as u64 == 0 {
+        let cache = policy::zone_cache(cpu, zone as u64).cast_const();
+        if (*cache).units == PACKETS_ONLY && set & flags::GENERIC as u64 == 0 {
             Some(cache)
         } else {
             None
@@ -87,7 +89,7 @@ pub(crate) unsafe fn charge4<const GUARDED: bool>(
         let Some(cache) = simple_zone::<GUARDED>(cpu, set, zone) else {
             return Charge::Judge;
         };
-        match crowd4::charge_home(cpu, unit_of(cache), hash as u32) {
+        match crowd4::charge_home(cpu, unit_of(cache), hash) {
             Home::Charged => Charge::Conforming(cache),
             Home::Over if is_final(cpu, set, cache) => Charge::Over(cache),
             Home::Strange => Charge::Search,
@@ -134,48 +136,72 @@ unsafe fn unit_of(cache: *const ZoneCache) -> *const UnitCache {
 /// another way of its set, or in the place of a victim.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn search4() -> u64 {
+pub extern "C" fn search4(ctx: *mut xdp_md, hash: u64, zone: u64) -> u64 {
     let Some(cpu) = lookup::cpu() else {
         return 0;
     };
     // SAFETY: this CPU's map value; indices are masked.
     unsafe {
-        let zone = (*scratch::arrival(cpu)).zone as usize & (ZONE_COUNT - 1);
-        let cache = &raw const (*cpu).zones[zone];
+        let cache = &raw const (*cpu).zones[zone as usize & (ZONE_COUNT - 1)];
         let unit = unit_of(cache);
-        let (_, Some(set)) = crowd4::set_of(cpu, unit) else {
-            return crowd4::judge4();
+        let (label, mode) = ((*cache).label, (*cache).modes);
+        let index = (*unit).base4 + (hash as u32 & (*unit).mask4);
+        let Some(set) = lookup::element(&CROWD4, scratch::of(cpu), index) else {
+            return judge4(ctx, zone);
         };
-        let (now, cap, bits) = ((*unit).now, (*unit).cap, (*unit).bits4);
-        let hash = crowd4::hash_of(cpu);
+        let set: *mut u64 = set.cast();
         let scan = |way: usize| atomic::load(set.add(way));
-        let place = search4_by::<Shift>(scan, hash, now, cap, bits);
+        let way = find4_by(scan, hash, (*unit).tat_mask4);
+        if way < WAYS {
+            let cell = set.add(atomic::forget(way as u32, hash) as usize & (WAYS - 1));
+            let word = atomic::load(cell);
+            if is_other4(word, hash, (*unit).tat_mask4) {
+                return judge4(ctx, zone);
+            }
+            return match crowd4::charge_own(unit, cell, word) {
+                Home::Charged => Outcome::judged(label, Reason::Conforming, mode).0,
+                Home::Over if (*cpu).rereads_left == 0 => {
+                    Outcome::judged(label, Reason::OverPackets, mode).0
+                }
+                _ => judge4(ctx, zone),
+            };
+        }
+        if (*cache).newcomers4 == SPENT && (*cpu).rereads_left == 0 {
+            return Outcome::judged(label, Reason::FirstSeen, mode).0;
+        }
+        let (now, cap, bits) = ((*unit).now, (*unit).cap, (*unit).bits4);
+        let place = search4_by::<Shift>(scan, hash as u32, now, cap, bits);
         let cell = set.add(place.way & (WAYS - 1));
         let word = atomic::load(cell);
-        let tag = tag4(hash, bits);
-        let own = word >> tat_bits4(bits) == tag;
         // A newcomer inherits what the victim owed.
-        let owed = debt(word, now, cap, tat_mask(bits));
+        let owed = debt(word, now, cap, (*unit).tat_mask4);
         let after = owed + ONE;
-        let (burst, label, mode) = ((*unit).burst, (*cache).label, (*cache).modes);
-        if own != place.matched {
-            return crowd4::judge4();
+        if place.matched || !is_other4(word, hash, (*unit).tat_mask4) {
+            return judge4(ctx, zone);
         }
-        if after > burst {
-            if (*cpu).rereads_left != 0 || owed > burst {
-                return crowd4::judge4();
+        if after > (*unit).burst {
+            if (*cpu).rereads_left != 0 {
+                return judge4(ctx, zone);
             }
             return Outcome::judged(label, Reason::OverPackets, mode).0;
         }
-        if !own && first_seen::admit_newcomer() == 0 {
+        if first_seen::admit_newcomer(zone, 0) == 0 {
             if (*cpu).rereads_left != 0 {
-                return crowd4::judge4();
+                return judge4(ctx, zone);
             }
             return Outcome::judged(label, Reason::FirstSeen, mode).0;
         }
-        if !atomic::swap_if(cell, word, pack4(tag, now.wrapping_add(after), bits)) {
-            return crowd4::judge4();
+        let next = pack4(tag4(hash as u32, bits), now.wrapping_add(after), bits);
+        if !atomic::swap_if(cell, word, next) {
+            return judge4(ctx, zone);
         }
         Outcome::judged(label, Reason::Conforming, mode).0
     }
+}
+
+/// Judges a packet of the crowd the general way.
+#[inline(always)]
+fn judge4(ctx: *mut xdp_md, zone: u64) -> u64 {
+    limit::write_down(ctx, zone);
+    crowd4::judge4()
 }

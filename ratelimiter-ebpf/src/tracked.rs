@@ -17,6 +17,7 @@ use ratelimiter_common::verdict::{Mode, Reason};
 
 use crate::atomic::{each_unit, fence};
 use crate::bucket::{Shift, TRIES, Table, charge, cost, look_of, state};
+use crate::known::{GENERAL, charge_packets};
 use crate::outcome::{NO_ZONE, Outcome};
 use crate::policy::{entry_at, in_force, place_of, resolve, segment_ns};
 use crate::rebind::rebind;
@@ -87,7 +88,7 @@ fn any_bit(x: u64) -> u64 {
 
 /// All ones if a word was charged on the clock of another policy than that of `tag`.
 #[inline(always)]
-fn foreign(word: u64, tag: u32) -> u64 {
+pub(crate) fn foreign(word: u64, tag: u32) -> u64 {
     any_bit(word) & any_bit((word >> TAT_BITS) ^ tag as u64)
 }
 
@@ -178,11 +179,11 @@ pub extern "C" fn read_clocks(place: u32, eighths: u32) -> u32 {
     }
 }
 
-/// Judges a source that may be tracked or listed: its own entry first, then the prefixes.
-/// [`TO_THE_CROWD`] when neither says anything.
+/// Judges a source that may be tracked or listed: its own entry first, unless `own` is 0, then the
+/// prefixes. [`TO_THE_CROWD`] when neither says anything.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn judge_tracked() -> u64 {
+pub extern "C" fn judge_tracked(own: u32) -> u64 {
     let (Some(cpu), Some(config)) = (lookup::cpu(), lookup::config()) else {
         return TO_THE_CROWD;
     };
@@ -190,7 +191,11 @@ pub extern "C" fn judge_tracked() -> u64 {
     unsafe {
         let arrival = scratch::arrival(cpu);
         Arrival::price(arrival, config);
-        let outcome = judge_own((*arrival).key);
+        let outcome = if own == 0 {
+            TO_THE_CROWD
+        } else {
+            judge_own((*arrival).key)
+        };
         if outcome != TO_THE_CROWD || (*config).flags & flags::PREFIXES == 0 {
             return outcome;
         }
@@ -320,7 +325,7 @@ unsafe fn charge_tracked(
             count_offered(cpu, packets, tracked);
         }
         let label = Outcome::label(slot, (*policy).segment, NO_ZONE);
-        let charged = charge_packets(cpu, tracked, policy, label);
+        let charged = charge_entry(cpu, tracked, policy, label);
         // One path from here on.
         let mut outcome = Outcome(atomic::forget64(charged, (*cpu).now_ns));
         if outcome.0 == GENERAL {
@@ -358,58 +363,23 @@ unsafe fn charge_tracked(
                 return AGAIN;
             }
         } else {
-            atomic::add(&raw mut (*tracked).admitted, packets);
-            atomic::add(&raw mut (*tracked).admitted_bytes, (*arrival).bytes);
-            if (*arrival).costs[2] != 0 {
-                atomic::add(&raw mut (*tracked).admitted_connections, 1);
-            }
+            let syn = (*arrival).costs[2] != 0;
+            count_admitted(tracked, packets, (*arrival).bytes, syn);
         }
         outcome.0
     }
 }
 
-/// Not an outcome: charge unit by unit.
-const GENERAL: u64 = u64::MAX;
-
-/// The common case: packets are the only unit, the entry is neither scaled nor widened, its word
-/// stands on the policy's clock and nobody else is in the way; [`GENERAL`] in any other.
+/// [`charge_packets`] of the packet that was written down.
 #[inline(never)]
-unsafe fn charge_packets(
+unsafe fn charge_entry(
     cpu: *mut CpuState,
     tracked: *mut Tracked,
     policy: *const PolicyEntry,
     label: u64,
 ) -> u64 {
-    // SAFETY: live map values; entries are immutable.
-    unsafe {
-        let widened = (*tracked).window_eighths & 55;
-        if (*policy).units != 1 || (*tracked).cost_scale as u64 > ONE_TO_ONE || widened != 0 {
-            return GENERAL;
-        }
-        let Some(piece) = in_force(&raw const (*policy).clocks[0].pieces, (*cpu).now_ns) else {
-            return GENERAL;
-        };
-        let piece = &*piece;
-        let mode = piece.mode & 3;
-        let tag = (*policy).tag;
-        let cell = cell(tracked, 0);
-        let word = atomic::load(cell);
-        if mode == Mode::Off as u32 || foreign(word, tag) != 0 {
-            return GENERAL;
-        }
-        let now = piece.at(segment_ns(cpu, (*policy).segment));
-        let distance = word.wrapping_sub(now) & TAT_MASK;
-        let idle = word == 0 || distance > piece.debt_cap(DEBT_SLACK_NS);
-        let after = if idle { 0 } else { distance } + cost(cpu, 0);
-        if after > piece.burst {
-            return Outcome::judged(label, Reason::OverPackets, mode).0;
-        }
-        if atomic::swap_if(cell, word, pack(tag, now.wrapping_add(after))) {
-            Outcome::judged(label, Reason::Conforming, mode).0
-        } else {
-            GENERAL
-        }
-    }
+    // SAFETY: live map values.
+    unsafe { charge_packets(cpu, tracked, policy, label, cost(cpu, 0)) }
 }
 
 /// Deals with the words of `units` that stand on a clock nobody knows any more: unless the source is
@@ -473,9 +443,22 @@ pub(crate) unsafe fn read_entry(cpu: *mut CpuState, tracked: *const Tracked, pla
     }
 }
 
+/// Counts what was admitted.
+#[inline(always)]
+pub(crate) unsafe fn count_admitted(tracked: *mut Tracked, packets: u64, bytes: u64, syn: bool) {
+    // SAFETY: as `charge_tracked`.
+    unsafe {
+        atomic::add(&raw mut (*tracked).admitted, packets);
+        atomic::add(&raw mut (*tracked).admitted_bytes, bytes);
+        if syn {
+            atomic::add(&raw mut (*tracked).admitted_connections, 1);
+        }
+    }
+}
+
 /// Counts the packet as offered, and closes the demand window when it is over.
 #[inline(always)]
-unsafe fn count_offered(cpu: *mut CpuState, packets: u64, tracked: *mut Tracked) {
+pub(crate) unsafe fn count_offered(cpu: *mut CpuState, packets: u64, tracked: *mut Tracked) {
     // SAFETY: as `charge_tracked`.
     unsafe {
         atomic::add(&raw mut (*tracked).offered, packets);

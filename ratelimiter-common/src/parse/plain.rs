@@ -2,29 +2,30 @@
 
 use super::{
     Bytes, ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_HEADER, IPV6_HEADER, Kind, Packet,
-    TCP, UDP, ports,
+    TCP, UDP, UDP_HEADER, is_dhcp, ports, tcp_header,
 };
 
-/// The common case of [`super::parse`], and the same answer: an untagged IPv4 packet without options, no
-/// later fragment. `None` asks for `parse`.
+/// The common case of [`super::parse`], and the same answer: an untagged IPv4 packet in one piece without
+/// options, in a frame that is long enough for a TCP header. `None` asks for `parse`.
 #[inline(always)]
 #[must_use]
 pub fn plain4<B: Bytes>(bytes: &B) -> Option<Packet> {
-    let at = ETHERNET_HEADER;
-    if bytes.half(12)? != ETHERTYPE_IPV4 {
-        return None;
-    }
-    let [w0, w1, w2, source] = bytes.words::<4>(at)?;
+    // All that may matter, so that the length is compared once: from behind the addresses on.
+    let [ethertype, w0, w1, w2, source, _, ports, _, _, tcp, _] = bytes.words::<11>(10)?;
     let total = w0 & 0xffff;
-    let short = w0 >> 24 != 0x45 || total < IPV4_HEADER || at + total > bytes.length();
-    if short || w1 & 0x1fff != 0 {
+    let left = total.wrapping_sub(IPV4_HEADER);
+    let other = ethertype & 0xffff != u32::from(ETHERTYPE_IPV4) || w0 >> 24 != 0x45;
+    let longer = total + ETHERNET_HEADER > bytes.length();
+    if other || total < IPV4_HEADER || longer || w1 & 0x3fff != 0 {
         return None;
     }
     let protocol = (w2 >> 16) as u8;
-    let left = total - IPV4_HEADER;
     let packet = Packet::new(Kind::V4, protocol, 0, u64::from(source), left);
-    let more = w1 & 0x2000 != 0;
-    ports(bytes, packet, protocol, at + IPV4_HEADER, left, !more, true).ok()
+    match protocol {
+        TCP => tcp_header(packet, (tcp >> 16) as u16, left).ok(),
+        UDP if left < UDP_HEADER || is_dhcp(ports, true) => None,
+        _ => Some(packet),
+    }
 }
 
 /// The common case of [`super::parse`], and the same answer: an untagged IPv6 packet with TCP or UDP and

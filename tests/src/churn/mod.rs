@@ -19,7 +19,7 @@ use ratelimiter_common::vclock::Piece;
 /// Nanoseconds of a jiffy at 250 Hz.
 const JIFFY_NS: u64 = 4_000_000;
 /// As in the program's `clock`.
-const PACKETS_PER_READING: u32 = 32;
+const PACKETS_PER_READING: u32 = 64;
 /// As in the program's `clock`.
 const REREADS_PER_JIFFY: u32 = 64;
 /// One packet, in fractions of a unit.

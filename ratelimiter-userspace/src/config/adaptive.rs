@@ -225,9 +225,11 @@ pub enum LatencyUnit {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct Poll {
-    /// Address of the page: `http://host:port/path`. Not `https`: read what needs it through an
-    /// exporter on this machine.
+    /// Address of the page: `http://host:port/path` or `https://...`.
     pub url: String,
+    /// Authorities that may have signed the certificate of an `https` page, as PEM; the system's if
+    /// empty.
+    pub ca_file: String,
     /// How often it is read, in milliseconds.
     pub every_ms: u64,
     /// How long an answer may take, in milliseconds; a page that takes longer counts as an error.
@@ -254,6 +256,7 @@ impl Default for Poll {
     fn default() -> Self {
         Self {
             url: String::new(),
+            ca_file: String::new(),
             every_ms: 1_000,
             timeout_ms: 500,
             max_body_bytes: 1 << 16,
@@ -266,20 +269,35 @@ impl Default for Poll {
     }
 }
 
+/// Where a page is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Whether it is asked for over TLS.
+    pub tls: bool,
+    /// Name or address, without brackets.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Path and query.
+    pub path: String,
+}
+
 impl Poll {
-    /// Host, port and path of the page.
+    /// The page's place, taken apart.
     ///
     /// # Errors
     ///
     /// What is wrong with the address, as one sentence.
-    pub fn target(&self) -> Result<(String, u16, String), String> {
+    pub fn target(&self) -> Result<Target, String> {
         let refused = |bound: &str| Err(format!("`url` is `{}`; {bound}", self.url.escape_debug()));
         let Ok(url) = self.url.parse::<http::Uri>() else {
             return refused("it must be an address such as `http://127.0.0.1:8080/stats`");
         };
-        if url.scheme_str() != Some("http") {
-            return refused("it must begin with `http://`");
-        }
+        let tls = match url.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return refused("it must begin with `http://` or `https://`"),
+        };
         let Some(host) = url.host().filter(|host| !host.is_empty()) else {
             return refused("it must name a host");
         };
@@ -295,11 +313,12 @@ impl Poll {
             return refused("it must name a host, or an address in its usual form");
         }
         let path = url.path_and_query().map_or("/", |path| path.as_str());
-        Ok((
-            bare.to_owned(),
-            url.port_u16().unwrap_or(80),
-            path.to_owned(),
-        ))
+        Ok(Target {
+            tls,
+            host: bare.to_owned(),
+            port: url.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -393,8 +412,14 @@ fn backend_bounds(name: &str, adaptive: &Adaptive, issues: &mut Vec<Issue>) {
 
 fn poll_bounds(poll: &Poll) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
-    if let Err(message) = poll.target() {
-        found.push(("url", message));
+    match poll.target() {
+        Err(message) => found.push(("url", message)),
+        Ok(target) if !target.tls && !poll.ca_file.is_empty() => {
+            let bound = "it must be empty where `url` is not `https`";
+            let message = format!("`ca_file` is `{}`; {bound}", poll.ca_file.escape_debug());
+            found.push(("ca_file", message));
+        }
+        Ok(_) => {}
     }
     for (key, value, (low, high)) in [
         ("every_ms", poll.every_ms, POLL_EVERY_MS),
@@ -478,8 +503,12 @@ mod tests {
                 "`adaptive.window.step` is 0.5; it must be between 0.01 and 0.25",
             ),
             (
-                "[backends.api.adaptive.poll]\nurl = \"https://x/\"\nlatency = \"/a\"",
-                "`url` is `https://x/`; it must begin with `http://`",
+                "[backends.api.adaptive.poll]\nurl = \"ftp://x/\"\nlatency = \"/a\"",
+                "`url` is `ftp://x/`; it must begin with `http://` or `https://`",
+            ),
+            (
+                "[backends.api.adaptive.poll]\nurl = \"http://x/\"\nlatency = \"/a\"\nca_file = \"c\"",
+                "`ca_file` is `c`; it must be empty where `url` is not `https`",
             ),
             (
                 "[backends.api.adaptive.poll]\nurl = \"http://u:p@x/\"\nlatency = \"/a\"",
@@ -516,13 +545,19 @@ mod tests {
             url: url.to_owned(),
             ..Poll::default()
         };
-        assert_eq!(
-            poll("http://[::1]:81/a?b").target(),
-            Ok(("::1".to_owned(), 81, "/a?b".to_owned()))
-        );
-        assert_eq!(
-            poll("http://web").target(),
-            Ok(("web".to_owned(), 80, "/".to_owned()))
-        );
+        for (url, tls, host, port, path) in [
+            ("http://[::1]:81/a?b", false, "::1", 81, "/a?b"),
+            ("http://web", false, "web", 80, "/"),
+            ("https://web/x", true, "web", 443, "/x"),
+        ] {
+            let (host, path) = (host.to_owned(), path.to_owned());
+            let target = Target {
+                tls,
+                host,
+                port,
+                path,
+            };
+            assert_eq!(poll(url).target(), Ok(target));
+        }
     }
 }

@@ -1,17 +1,15 @@
 //! Reads a backend's page regularly: the configured address and nothing else, no redirects, with
 //! bounds on time and size.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::dial::{Dial, Failure, Stream};
+use crate::config::adaptive::{Format, LatencyUnit, Poll, Target};
+use crate::control::report::exposition::{Between, Reading, Selector, Wanted};
 use axum::http::{Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-
-use crate::config::adaptive::{Format, LatencyUnit, Poll};
-use crate::control::report::exposition::{Between, Reading, Selector, Wanted};
 
 /// What came of reading the page once.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,9 +29,7 @@ pub(super) enum Polled {
 pub(super) struct Poller {
     poll: Poll,
     before: Option<Reading>,
-    /// What the host's name stood for when it was first asked for: a name that stands for another
-    /// address later is not followed there.
-    addresses: Vec<SocketAddr>,
+    dial: Dial,
 }
 
 enum Page {
@@ -47,7 +43,7 @@ impl Poller {
         Self {
             poll,
             before: None,
-            addresses: Vec::new(),
+            dial: Dial::default(),
         }
     }
 
@@ -66,21 +62,16 @@ impl Poller {
     }
 
     async fn fetch(&mut self) -> Page {
-        let (host, port, path) = match self.poll.target() {
+        let target = match self.poll.target() {
             Ok(target) => target,
             Err(why) => return Page::Odd(why),
         };
-        if self.addresses.is_empty() {
-            match tokio::net::lookup_host((host.as_str(), port)).await {
-                Ok(found) => self.addresses = found.collect(),
-                Err(error) => return Page::Odd(format!("`{host}` is not found: {error}")),
-            }
-        }
-        let stream = match TcpStream::connect(self.addresses.as_slice()).await {
+        let stream = match self.dial.connect(&target, &self.poll.ca_file).await {
             Ok(stream) => stream,
-            Err(error) => return Page::Failed(format!("cannot connect: {error}")),
+            Err(Failure::Backend(why)) => return Page::Failed(why),
+            Err(Failure::Ours(why)) => return Page::Odd(why),
         };
-        match exchange(stream, &host, port, &path, self.poll.max_body_bytes).await {
+        match exchange(stream, &target, self.poll.max_body_bytes).await {
             Ok((status, _))
                 if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS =>
             {
@@ -160,13 +151,10 @@ fn json(poll: &Poll, page: &str) -> Result<Between, String> {
 
 type Exchanged = Result<(StatusCode, Result<String, String>), hyper::Error>;
 
-async fn exchange(
-    stream: TcpStream,
-    host: &str,
-    port: u16,
-    path: &str,
-    max_body_bytes: u64,
-) -> Exchanged {
+async fn exchange(stream: Box<dyn Stream>, target: &Target, max_body_bytes: u64) -> Exchanged {
+    let Target {
+        host, port, path, ..
+    } = target;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
             .await?;
@@ -175,7 +163,7 @@ async fn exchange(
     } else {
         format!("{host}:{port}")
     };
-    let request = Request::get(path)
+    let request = Request::get(path.as_str())
         .header(header::HOST, authority)
         .header(header::USER_AGENT, "ratelimiter")
         .header(header::CONNECTION, "close")

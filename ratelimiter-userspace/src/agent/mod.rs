@@ -240,11 +240,19 @@ pub async fn serve(
         .spawn(move || keeper.run(&keeper_stopped))
         .context("starting the thread that saves usage")?;
     let (adaptive, commands) = adaptive::channel();
+    let others: Box<dyn adaptive::fleet::Fleet> = match &shared_store {
+        Some(shared) => Box::new(adaptive::fleet::Shared::new(
+            shared.store.clone(),
+            host,
+            &adaptive,
+        )),
+        None => Box::new(adaptive::fleet::Alone),
+    };
     let worker = adaptive::Worker::new(
         &settings,
         (Arc::clone(&shared), Arc::clone(&plane), Arc::clone(&store)),
         control.clone(),
-        &adaptive,
+        (&adaptive, others),
         tokio::runtime::Handle::current(),
     );
     let adaptive_thread = std::thread::Builder::new()

@@ -192,6 +192,15 @@ fn render_backend(backend: &BackendView, style: Style) -> String {
         Tint::Plain
     };
     facts.add_tinted("signal", format!("{}{age}", backend.signal), fresh);
+    if backend.apart {
+        let text = "out of reach: this host goes by what it sees itself";
+        facts.add_tinted("fleet", text, Tint::Yellow);
+    } else if backend.hosts > 1 {
+        facts.add(
+            "fleet",
+            format!("{} hosts follow it together", backend.hosts),
+        );
+    }
     if let Some(problem) = &backend.poll_problem {
         facts.add_tinted("poll", clean(problem), Tint::Red);
     }

@@ -58,6 +58,23 @@ pub struct InForce {
     pub shares: Vec<Share>,
 }
 
+impl InForce {
+    /// The same for the groups there are now: each has the share it had, a new one no bound.
+    fn held_for(&self, groups: &[Group]) -> Self {
+        let share = |group: &Group| {
+            let found = self.shares.iter().find(|share| share.group == group.name);
+            found.cloned().unwrap_or_else(|| Share {
+                group: group.name.clone(),
+                ..Share::default()
+            })
+        };
+        Self {
+            shares: groups.iter().map(share).collect(),
+            ..self.clone()
+        }
+    }
+}
+
 /// What a step sees.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Observation<'a> {
@@ -118,6 +135,23 @@ impl State {
             reported_capacity: None,
             stepped_s: None,
         }
+    }
+
+    /// The same on a clock that reads `by_s` more: hosts tell each other ages, never times.
+    pub fn shift(&mut self, by_s: f64) {
+        self.merger.shift(by_s);
+        self.freshness.shift(by_s);
+        self.budget.shift(by_s);
+        if let Some(at_s) = &mut self.stepped_s {
+            *at_s += by_s;
+        }
+    }
+
+    /// Whether a state that another host wrote can be gone on from.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let factor = self.factor.get();
+        factor > 0.0 && factor <= 1.0 && self.epoch < 1 << 53 && self.budget.is_sound()
     }
 
     /// Keeps what is in force until [`State::resume`]; the controllers go on observing.
@@ -294,7 +328,7 @@ fn decide(
     refused: Vec<(String, Refusal)>,
 ) -> Decision {
     let (in_force, paused) = match &state.manual {
-        Manual::Hold(in_force) => (in_force.clone(), true),
+        Manual::Hold(in_force) => (in_force.held_for(groups), true),
         Manual::Auto => {
             let in_force = InForce {
                 factor: state.factor.get(),

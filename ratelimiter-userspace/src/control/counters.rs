@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 const POINTS_MAX: usize = 96;
 /// Three points in less than this become two, in seconds.
 const SPACING_S: f64 = 0.09;
+/// Largest count that is believed of another host.
+const COUNT_MAX: f64 = 1e15;
 /// A count is continued with its last slope for this long after its newest point, in seconds.
 const EXTRAPOLATE_S: f64 = 2.0;
 /// The last slope is that of this many seconds.
@@ -54,6 +56,42 @@ impl History {
         while self.points.len() > POINTS_MAX {
             self.points.pop_front();
         }
+    }
+
+    /// The same on a clock that reads `by_s` more.
+    pub fn shift(&mut self, by_s: f64) {
+        for point in &mut self.points {
+            point.0 += by_s;
+        }
+    }
+
+    /// The newest points of it, at least `apart_s` apart, `most` of them: what others are told.
+    #[must_use]
+    pub fn thinned(&self, apart_s: f64, most: usize) -> Self {
+        let mut points = VecDeque::new();
+        for point in self.points.iter().rev() {
+            let far = points
+                .front()
+                .is_none_or(|later: &(f64, f64)| later.0 - point.0 >= apart_s);
+            if far && points.len() < most {
+                points.push_front(*point);
+            }
+        }
+        Self {
+            points,
+            offset: 0.0,
+        }
+    }
+
+    /// Whether it can be worked with: times and counts that are numbers and never fall.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        let number =
+            |(at_s, count): &(f64, f64)| at_s.is_finite() && (0.0..=COUNT_MAX).contains(count);
+        let mut pairs = self.points.iter().zip(self.points.iter().skip(1));
+        self.points.len() <= POINTS_MAX
+            && self.points.iter().all(number)
+            && pairs.all(|(a, b)| a.0 <= b.0 && a.1 <= b.1)
     }
 
     /// Returns the count at a time: extended with the last slope for two seconds, constant beyond
@@ -187,6 +225,13 @@ impl Refused {
         self.points.push_back((to_s.max(last_s), last + count));
         while self.points.len() > REFUSED_MAX {
             self.points.pop_front();
+        }
+    }
+
+    /// The same on a clock that reads `by_s` more.
+    pub(super) fn shift(&mut self, by_s: f64) {
+        for point in &mut self.points {
+            point.0 += by_s;
         }
     }
 

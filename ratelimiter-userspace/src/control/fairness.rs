@@ -78,6 +78,14 @@ impl Histogram {
         }
     }
 
+    /// Returns the buckets in which anybody is: number, want, weight.
+    pub fn cells(&self) -> impl Iterator<Item = (usize, f64, f64)> {
+        let pairs = self.want.iter().zip(&self.weight).enumerate();
+        pairs
+            .map(|(bucket, (want, weight))| (bucket, *want, *weight))
+            .filter(|(_, want, weight)| *want > 0.0 && *weight > 0.0)
+    }
+
     /// Returns what all clients want together.
     pub fn total(&self) -> f64 {
         self.want.iter().sum()
@@ -146,6 +154,9 @@ pub fn exact_level(wants: &[f64], weights: &[f64], budget: f64) -> Option<f64> {
 /// Demand of one group that shares a budget with others: a segment, or clients new or known.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Group {
+    /// Its name: shares that are held are found by it, whatever other groups come and go.
+    #[serde(default)]
+    pub name: String,
     /// The group's share in a shortage relative to the others', above 0.
     pub weight: f64,
     /// Demand of its clients.
@@ -153,8 +164,11 @@ pub struct Group {
 }
 
 /// What a group may use. `None` is no bound.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Share {
+    /// The group's name.
+    #[serde(default)]
+    pub group: String,
     /// Units per second for each unit of client weight.
     pub level: Option<f64>,
     /// Units per second for the group as a whole, guarded by a second bucket behind the clients'.
@@ -167,7 +181,11 @@ pub struct Share {
 /// levels, but nobody new can take more than what is left over.
 pub fn share_out(groups: &[Group], budget: Option<f64>) -> Vec<Share> {
     let Some(budget) = budget else {
-        return vec![Share::default(); groups.len()];
+        let free = |group: &Group| Share {
+            group: group.name.clone(),
+            ..Share::default()
+        };
+        return groups.iter().map(free).collect();
     };
     let totals: Vec<f64> = groups.iter().map(|group| group.demand.total()).collect();
     let weights: Vec<f64> = groups.iter().map(|group| group.weight).collect();
@@ -177,12 +195,14 @@ pub fn share_out(groups: &[Group], budget: Option<f64>) -> Vec<Share> {
         Some(level) => {
             let own_part = level * group.weight;
             Share {
+                group: group.name.clone(),
                 level: group.demand.level(total.min(own_part)),
                 // A group below its part keeps the headroom up to it.
                 aggregate: Some(AGGREGATE_SLACK * own_part),
             }
         }
         None => Share {
+            group: group.name.clone(),
             level: None,
             aggregate: Some(AGGREGATE_SLACK * (total + spare)),
         },

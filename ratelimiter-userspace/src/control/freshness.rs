@@ -39,6 +39,13 @@ impl Freshness {
         });
     }
 
+    /// The same on a clock that reads `by_s` more.
+    pub(super) fn shift(&mut self, by_s: f64) {
+        if let Some(last) = &mut self.last {
+            last.at_s += by_s;
+        }
+    }
+
     /// Returns seconds since the last fresh report, if there was one.
     pub fn age_s(&self, now_s: f64) -> Option<f64> {
         self.last.map(|last| (now_s - last.at_s).max(0.0))

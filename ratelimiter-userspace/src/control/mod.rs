@@ -10,6 +10,7 @@
 //! - [`budget`]: what the backend has proven it completes
 //! - [`fairness`]: a budget shared between groups and clients
 //! - [`window`]: how much burst is forgiven
+//! - [`hosts`]: what the hosts of a fleet tell each other, and how it becomes one observation
 //! - [`news`]: what changed and why, in words
 //! - [`trace`]: a recorded trace replayed through the controllers
 //!
@@ -25,6 +26,7 @@ pub mod counters;
 pub mod factor;
 pub mod fairness;
 pub mod freshness;
+pub mod hosts;
 pub mod news;
 pub mod report;
 pub mod settings;

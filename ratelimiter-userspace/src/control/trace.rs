@@ -63,6 +63,7 @@ pub fn replay(settings: &Settings, lines: &[Line]) -> Vec<(f64, Decision)> {
             let groups = [Group {
                 weight: 1.0,
                 demand: demand.clone(),
+                ..Group::default()
             }];
             let seen = Observation {
                 reports: report.as_slice(),

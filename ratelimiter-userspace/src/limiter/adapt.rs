@@ -31,6 +31,8 @@ pub struct ClientDemand {
     pub checks: u64,
     /// Checks per second that its limits allow in the long run; `None` if it is not limited.
     pub limit_per_s: Option<f64>,
+    /// Who it is, as all hosts of a fleet know it, if one of its limits holds over the fleet.
+    pub who: Option<u64>,
 }
 
 /// Checks per second that a policy allows in the long run.
@@ -71,7 +73,7 @@ impl RateLimiter {
         let engine = &self.inner().engine;
         let table = engine.registry.table();
         let mut taken = Vec::new();
-        engine.breakers.take_demand(backend, |policy, checks| {
+        engine.breakers.take_demand(backend, |policy, checks, who| {
             let compiled: Option<&Arc<Compiled>> =
                 table.get(policy as usize).and_then(Option::as_ref);
             if let Some(compiled) = compiled {
@@ -79,6 +81,7 @@ impl RateLimiter {
                     segment: Arc::clone(&compiled.spec.segment),
                     checks: u64::from(checks),
                     limit_per_s: limit_per_s(&compiled.spec),
+                    who: compiled.is_of_fleet().then_some(who),
                 });
             }
         });

@@ -222,17 +222,17 @@ impl Breakers {
 
     /// Notes that a client was checked, if anybody wants to know.
     #[inline(always)]
-    pub(super) fn note(&self, number: u8, print: u64, policy: u32) {
+    pub(super) fn note(&self, number: u8, print: u64, policy: u32, who: impl FnOnce() -> u64) {
         if let Some(watched) = self.watched.get(number as usize).and_then(OnceLock::get)
             && watched.observed.load(Ordering::Relaxed)
             && let Some(demand) = watched.demand.get()
         {
-            demand.note(print, policy);
+            demand.note(print, policy, who);
         }
     }
 
     /// Takes what each client of a backend has asked for.
-    pub(super) fn take_demand(&self, name: &str, visit: impl FnMut(u32, u32)) {
+    pub(super) fn take_demand(&self, name: &str, visit: impl FnMut(u32, u32, u64)) {
         if let Some(demand) = self.named(name).and_then(|(_, of)| of.demand.get()) {
             demand.take(visit);
         }

@@ -376,7 +376,12 @@ impl Engine {
     fn count_watched(&self, backend: Option<u8>, policy: PolicyWord, ask: &Ask<'_>, allowed: bool) {
         if let Some(backend) = backend {
             self.counters.count_backend(backend, allowed);
-            self.breakers.note(backend, ask.key.print, policy.index());
+            let who = || {
+                let key = self.fleet.as_ref().map(|fleet| fleet.key("", ask.id));
+                key.map_or(0, |key| key.0 as u64)
+            };
+            self.breakers
+                .note(backend, ask.key.print, policy.index(), who);
             if allowed {
                 self.breakers.charge(backend, ask.now_ns);
             }

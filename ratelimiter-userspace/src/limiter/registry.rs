@@ -390,7 +390,7 @@ impl Edit<'_> {
             let scales = (factor, if fixed { 1.0 } else { self.inner.burst_scale });
             let mut meter = meter(quota, scales, caller_clock, self.now_ns)?;
             if self.common.fleet && !caller_clock {
-                meter.fleet = fleet_terms(quota, &meter);
+                meter.fleet = fleet_terms(quota, &meter, scales);
             }
             meter.offset = offset;
             offset += meter.words();

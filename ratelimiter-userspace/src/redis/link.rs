@@ -84,6 +84,7 @@ struct Inner {
     in_flight: Semaphore,
     settle: Script,
     beat: Script,
+    adaptive: Script,
 }
 
 struct Current {
@@ -114,6 +115,7 @@ impl RedisStore {
             in_flight: Semaphore::new(IN_FLIGHT),
             settle: Script::new(include_str!("lua/settle.lua")),
             beat: Script::new(include_str!("lua/beat.lua")),
+            adaptive: Script::new(include_str!("lua/adaptive.lua")),
         });
         inner.counts.say("not connected yet".to_owned());
         let (stop, stopped) = watch::channel(false);
@@ -156,6 +158,26 @@ impl RedisStore {
     pub async fn settle_at(&self, batch: &[Entry]) -> Result<(u64, Settled), Unsettled> {
         let current = self.inner.current()?;
         self.inner.settle_together(&current, batch).await
+    }
+
+    /// Names of a backend's state and records; they share a slot of a cluster.
+    pub(super) fn adaptive_keys(&self, backend: &str) -> [String; 2] {
+        let prefix = &self.inner.options.prefix;
+        ["state", "hosts"].map(|what| format!("{prefix}:a:{{{backend}}}:{what}"))
+    }
+
+    pub(super) async fn run_adaptive(
+        &self,
+        keys: &[String],
+        arguments: &[Vec<u8>],
+    ) -> Result<Value, Unsettled> {
+        let inner = &self.inner;
+        let current = inner.current()?;
+        inner.run(&current, &inner.adaptive, keys, arguments).await
+    }
+
+    pub(super) fn misunderstood(&self, what: &str) -> Unsettled {
+        self.inner.garbled(what)
     }
 
     /// Name of a usage key in Redis.

@@ -8,11 +8,13 @@
 //! - `connect`: from settings to a connection; `pace`: when to try again
 //! - `link`: the task that owns the connection; `figures`: what is counted
 //! - `script`: scripts as commands, and what errors mean
+//! - `adaptive`: one state of a backend's controllers for all hosts
 //! - `wire`, `lua/*.lua`: what is said. What `settle.lua` does is written down in
 //!   [`crate::sync::ledger`], and a test holds the two together
 //!
 //! What is kept under which key is in `docs/redis-keys.md`.
 
+pub mod adaptive;
 mod connect;
 mod figures;
 mod link;

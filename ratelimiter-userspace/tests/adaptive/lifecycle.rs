@@ -36,6 +36,7 @@ impl Steady {
             groups: vec![Group {
                 weight: 1.0,
                 demand,
+                ..Group::default()
             }],
             now_s: 0.0,
             admitted: 0.0,

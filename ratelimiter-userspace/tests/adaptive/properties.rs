@@ -40,6 +40,8 @@ fn second() -> impl Strategy<Value = Second> {
 struct Life {
     history: History,
     admitted: f64,
+    /// What its clock reads more than others'.
+    by_s: f64,
 }
 
 impl Life {
@@ -49,6 +51,7 @@ impl Life {
         Self {
             history,
             admitted: 0.0,
+            by_s: 0.0,
         }
     }
 
@@ -60,11 +63,12 @@ impl Life {
         Group {
             weight: 1.0,
             demand,
+            ..Group::default()
         }
     }
 
     fn step(&mut self, state: State, seconds: &[Second], i: usize, replay: &[Report]) -> State {
-        let (second, now_s) = (&seconds[i], (i + 1) as f64);
+        let (second, now_s) = (&seconds[i], (i + 1) as f64 + self.by_s);
         self.admitted += second.admitted;
         self.history.push(now_s, self.admitted);
         let mut reports: Vec<Report> = second
@@ -89,6 +93,43 @@ impl Life {
         assert!(granted <= budget * 1.002 + 1e-9, "{granted} of {budget}");
         assert!(decision.overall > 0.0 && decision.overall <= 1.0);
         state
+    }
+}
+
+/// Another host's clock reads something else: nothing follows from that.
+#[test]
+fn a_state_goes_on_the_same_on_another_clock() {
+    let seconds: Vec<Second> = (0..90_u32)
+        .map(|i| Second {
+            rt_s: (i % 7 != 3).then(|| 0.05 + f64::from((i * 37) % 23) * 0.05),
+            errors: if i % 11 == 5 { 0.3 } else { 0.0 },
+            admitted: 500.0 + f64::from((i * 53) % 17) * 40.0,
+            wanted: if i > 20 { 9_000.0 } else { 700.0 },
+        })
+        .collect();
+    for moved_at in [0, 1, 13, 40, 77] {
+        let (mut here, mut there) = (Life::new(), Life::new());
+        let start = || State::new(&Settings::default(), 0.0);
+        let (mut one, mut other) = (start(), start());
+        for i in 0..seconds.len() {
+            if i == moved_at {
+                there.by_s = 16_384.0;
+                there.history.shift(there.by_s);
+                other.shift(there.by_s);
+            }
+            one = here.step(one, &seconds, i, &[]);
+            other = there.step(other, &seconds, i, &[]);
+            assert!((one.factor() - other.factor()).abs() <= 1e-12);
+            assert_eq!(one.budget().mode(), other.budget().mode());
+            let capacity = |state: &State| state.budget().capacity().unwrap_or(0.0);
+            let (a, b) = (capacity(&one), capacity(&other));
+            assert!((a - b).abs() <= 1e-6 * a.max(1.0), "second {i}: {a} {b}");
+        }
+        assert!(one.budget().capacity().is_some(), "it was throttled");
+        assert!(other.is_sound());
+        other.shift(-16_384.0);
+        let whole: State = serde_json::from_str(&bytes(&other)).expect("a state");
+        assert_eq!(whole, other);
     }
 }
 

@@ -171,6 +171,12 @@ pub struct BackendView {
     pub reason: String,
     /// Number of the last step.
     pub epoch: u64,
+    /// Hosts that follow it together; 1 where no store is shared.
+    #[serde(default)]
+    pub hosts: u64,
+    /// Whether the others are out of reach: this host goes by what it sees itself.
+    #[serde(default)]
+    pub apart: bool,
     /// Its segments.
     pub segments: Vec<SegmentScale>,
     /// Why the configured page cannot be read, if it cannot.

@@ -2,28 +2,29 @@
 
 use std::collections::BTreeMap;
 
-use super::fleet::{Fleet, Record};
+use serde::{Deserialize, Serialize};
+
+use super::demand::Packets;
+use super::fleet::Fleet;
+use super::replica::{News, Pending, Replica, Spoken};
 use super::scales::{Member, Scale, scales};
 use crate::admin::views::{BackendView, SegmentScale};
 use crate::agent::state::{Figured, View};
 use crate::check::Checks;
 use crate::config::adaptive::{Adaptive, Counts};
 use crate::control::backend::{Decision, InForce, Observation, State, step};
+use crate::control::budget::alone;
 use crate::control::counters::History;
-use crate::control::fairness::{Group, Histogram};
+use crate::control::fairness::{Group, share_out};
 use crate::control::freshness::Signal;
-use crate::control::news::Change;
+use crate::control::hosts::{Demand, Record};
+use crate::control::news::{Change, Topic};
 use crate::control::report::{Refusal, Report};
-use crate::control::settings::Settings;
+use crate::control::settings::{Law, Settings};
 use crate::limiter::BackendCounts;
-use crate::policy::model::{DEFAULT_SEGMENT, Unit};
-use crate::policy::resolve::{Effective, kernel_limits, segment_of};
-use crate::policy::slots::PolicyName;
 
 /// How often demand is read, in seconds.
 const DEMAND_EVERY_S: f64 = 0.5;
-/// How much of a new reading of demand is believed.
-const DEMAND_SMOOTHING: f64 = 0.5;
 /// A weaker signal is used when a stronger one has been silent for this many of its periods.
 const SILENCE_PERIODS: f64 = 1.5;
 /// How often outcomes become a report, in seconds.
@@ -33,11 +34,10 @@ const OUTCOMES_EVERY_S: f64 = 1.0;
 const GUARD_SLACK: f64 = 1.03;
 /// Name of this host among the hosts of a step.
 const SELF: &str = "self";
-/// Packets that these verdicts concern are not asked for by clients: reasons of lists.
-const LISTED: [&str; 2] = ["allow_listed", "blocked"];
 
 /// Where a report comes from, the strongest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Channel {
     /// Pushed by the backend or its monitor.
     Push,
@@ -54,11 +54,15 @@ pub(super) struct Backend {
     controls: Settings,
     pub(super) state: State,
     history: History,
-    members: Vec<Member>,
+    pub(super) members: Vec<Member>,
+    pub(super) packets: Packets,
+    /// Segments that callers named with questions, and when last.
+    pub(super) families: BTreeMap<String, f64>,
+    replica: Replica,
     /// When demand was read last.
-    demand_s: Option<f64>,
+    pub(super) demand_s: Option<f64>,
     /// When each channel spoke last, and for how long a period.
-    spoken: BTreeMap<Channel, (f64, f64)>,
+    spoken: Spoken,
     outcomes: Option<(f64, BackendCounts)>,
     outcomes_seq: u64,
     /// This run of the agent: sequences begin anew with it.
@@ -92,6 +96,9 @@ impl Backend {
             controls,
             history: History::default(),
             members: Vec::new(),
+            packets: Packets::default(),
+            families: BTreeMap::new(),
+            replica: Replica::new(),
             demand_s: None,
             spoken: BTreeMap::new(),
             outcomes: None,
@@ -126,7 +133,13 @@ impl Backend {
         channel: Channel,
         report: &Report,
     ) -> (Option<Refusal>, Vec<Change>) {
-        let changes = self.step(around, std::slice::from_ref(report));
+        let mut changes = self.listen(around);
+        let mut report = report.clone();
+        if let (true, Some(host)) = (channel != Channel::Push, around.fleet.host()) {
+            // Each host reads pages and counts outcomes for itself.
+            report.source = format!("{}@{host:016x}", report.source);
+        }
+        changes.extend(self.step(around, std::slice::from_ref(&report)));
         let refusal = self
             .decision
             .as_mut()
@@ -137,8 +150,18 @@ impl Backend {
         } else {
             self.reports += 1;
             self.spoken.insert(channel, (around.now_s, report.period_s));
+            if around.fleet.host().is_some() {
+                let pending = Pending::Report(report.clone(), around.now_s);
+                self.replica.note(pending, around.now_s);
+            }
         }
+        self.speak(around);
         (refusal, changes)
+    }
+
+    /// Counts a report that was not even one.
+    pub(super) fn refuse(&mut self) {
+        self.refused += 1;
     }
 
     /// Reads demand where it is due, and steps.
@@ -150,40 +173,100 @@ impl Backend {
         if let Some(report) = self.outcomes_report(around) {
             return self.hear(around, Channel::Outcomes, &report).1;
         }
-        self.step(around, &[])
+        let mut changes = self.listen(around);
+        if around.fleet.host().is_none() || self.replica.must_step(around.now_s) {
+            changes.extend(self.step(around, &[]));
+        } else {
+            self.count(around);
+            self.follow();
+        }
+        self.speak(around);
+        changes
+    }
+
+    /// Acts upon what other hosts have said.
+    pub(super) fn listen(&mut self, around: &mut Around<'_>) -> Vec<Change> {
+        let Some(heard) = around.fleet.hear(&self.name) else {
+            return Vec::new();
+        };
+        let learnt = self.decision.is_some() && self.reports > 0;
+        let News::Adopt(adopted) = self.replica.hear(heard, learnt, around.now_s) else {
+            return Vec::new();
+        };
+        let adopted = *adopted;
+        let decision = adopted.decision;
+        self.state = adopted.state;
+        self.spoken.extend(adopted.spoken);
+        let reason = self.decision.as_ref().map(|before| &before.reason);
+        let mut changes = Vec::new();
+        if reason != Some(&decision.reason) {
+            changes.push(Change {
+                topic: Topic::Factor,
+                reason: format!("{} (over the fleet)", decision.reason),
+            });
+        }
+        self.decision = Some(decision);
+        match self.replica.again(&mut self.state, around.now_s) {
+            None => self.follow(),
+            Some(reports) => changes.extend(self.step(around, &reports)),
+        }
+        changes
+    }
+
+    /// Tells other hosts what they should know, where it is due.
+    pub(super) fn speak(&mut self, around: &mut Around<'_>) {
+        let (Some(host), Some(decision)) = (around.fleet.host(), &self.decision) else {
+            return;
+        };
+        if !around.fleet.is_free(&self.name) {
+            return;
+        }
+        let demand = told(&self.members);
+        let said = self.replica.say(
+            (&self.name, host),
+            (&mut self.state, decision, &self.spoken),
+            (&self.history, &demand),
+            around.now_s,
+        );
+        if let Some(said) = said {
+            around.fleet.say(said);
+            self.replica.said(around.now_s);
+        }
+    }
+
+    fn count(&mut self, around: &Around<'_>) {
+        if let Some(admitted) = self.admitted(around) {
+            self.history.push(around.now_s, admitted);
+        }
+    }
+
+    /// Does as the fleet's state says.
+    fn follow(&mut self) {
+        if let Some(decision) = &self.decision {
+            self.replica
+                .share(wanted(&self.members, &decision.in_force), None);
+            self.scales = scales(&decision.in_force, &self.members);
+        }
     }
 
     fn step(&mut self, around: &mut Around<'_>, reports: &[Report]) -> Vec<Change> {
         let now_s = around.now_s;
-        if let Some(admitted) = self.admitted(around) {
-            self.history.push(now_s, admitted);
-        }
-        let record = Record {
-            history: self.history.clone(),
-            demand: self
-                .members
-                .iter()
-                .map(|member| (member.segment.clone(), member.demand.clone()))
-                .collect(),
+        self.count(around);
+        let (hosts, groups) = match around.fleet.host() {
+            Some(host) if self.replica.is_together(now_s) => {
+                let record = Record::new(u64::MAX, &self.history, told(&self.members));
+                let merged = self.replica.merged(host, record, now_s);
+                (merged.hosts, merged.groups)
+            }
+            host => {
+                let name = host.map_or_else(|| SELF.to_owned(), |host| format!("{host:016x}"));
+                let groups = self.members.iter().map(Member::group).collect();
+                (vec![(name, self.history.clone())], groups)
+            }
         };
-        let others = around.fleet.exchange(&self.name, &record);
-        let mut hosts: Vec<(&str, &History)> = others
+        let hosts: Vec<(&str, &History)> = hosts
             .iter()
-            .map(|(host, record)| (host.as_str(), &record.history))
-            .collect();
-        hosts.push((SELF, &self.history));
-        let groups: Vec<Group> = self
-            .members
-            .iter()
-            .map(|member| {
-                let mut group = member.group();
-                for (_, record) in &others {
-                    if let Some(theirs) = record.demand.get(&member.segment) {
-                        group.demand.merge(theirs);
-                    }
-                }
-                group
-            })
+            .map(|(host, history)| (host.as_str(), history))
             .collect();
         let seen = Observation {
             reports,
@@ -192,101 +275,55 @@ impl Backend {
         };
         let before = std::mem::replace(&mut self.state, State::new(&self.controls, now_s));
         let (state, mut decision) = step(&self.controls, before, &seen, now_s);
-        self.state = around.fleet.offer(&self.name, &state).unwrap_or(state);
+        self.state = state;
+        self.replica.stepped();
+        self.apart(&mut decision, &groups, now_s);
+        let admitted = |group: &Group| {
+            let mut shares = decision.in_force.shares.iter();
+            let share = shares.find(|share| share.group == group.name);
+            group.demand.admitted(share.and_then(|share| share.level))
+        };
+        let all = groups.iter().map(admitted).sum();
+        if self.replica.is_together(now_s) {
+            let own = wanted(&self.members, &decision.in_force);
+            self.replica.share(own, Some(all));
+        }
         self.scales = scales(&decision.in_force, &self.members);
         let changes = std::mem::take(&mut decision.changes);
         self.decision = Some(decision);
         changes
     }
 
+    /// Cut off from the others a host has its part of what was proven, and never more.
+    fn apart(&mut self, decision: &mut Decision, groups: &[Group], now_s: f64) {
+        let Some((lost, part, hosts)) = self.replica.lost(now_s, self.state.budget()) else {
+            return;
+        };
+        if decision.paused || self.controls.law == Law::Threshold {
+            return;
+        }
+        let budget = alone(&self.controls, lost, part, hosts, now_s);
+        decision.in_force.budget = budget;
+        decision.in_force.shares = share_out(groups, budget);
+    }
+
     /// Units admitted since anybody counts; `None` if the counters cannot be read now.
-    fn admitted(&self, around: &Around<'_>) -> Option<f64> {
-        let admitted = match self.settings.counts {
+    fn admitted(&mut self, around: &Around<'_>) -> Option<f64> {
+        match self.settings.counts {
             Counts::Requests => {
                 let counts = around.checks.limiter().backend_counts(&self.name);
-                counts.map_or(0.0, |counts| counts.allowed as f64)
+                Some(counts.map_or(0.0, |counts| counts.allowed as f64))
             }
-            Counts::Packets if around.conforming.is_empty() => return None,
-            Counts::Packets => self
-                .members
-                .iter()
-                .filter_map(|member| around.view.compiled.segments.get(&member.segment))
-                .filter_map(|number| around.conforming.get(*number as usize))
-                .map(|conforming| *conforming as f64)
-                .sum(),
-        };
-        Some(admitted)
-    }
-
-    fn read_demand(&mut self, around: &Around<'_>) {
-        let elapsed_s = self.demand_s.map(|at_s| around.now_s - at_s);
-        self.demand_s = Some(around.now_s);
-        let mut members = self.segments(around);
-        let mut fresh: Vec<Histogram> = members.iter().map(|_| Histogram::default()).collect();
-        match (self.settings.counts, elapsed_s) {
-            (_, None) => {
-                // Counted since nobody knows when.
-                let _old = around.checks.limiter().take_demand(&self.name);
+            Counts::Packets if around.conforming.is_empty() => None,
+            Counts::Packets => {
+                let numbers = &around.view.compiled.segments;
+                let counts = self.members.iter().filter_map(|member| {
+                    let number = *numbers.get(&member.segment)?;
+                    Some((number, *around.conforming.get(number as usize)?))
+                });
+                Some(self.packets.after(counts))
             }
-            (Counts::Requests, Some(elapsed_s)) => {
-                for client in around.checks.limiter().take_demand(&self.name) {
-                    let at = members.iter().position(|m| *m.segment == *client.segment);
-                    let at = at.unwrap_or_else(|| {
-                        // A family of policies that callers name with each question.
-                        members.push(self.member(&client.segment, 1.0, client.limit_per_s));
-                        fresh.push(Histogram::default());
-                        members.len() - 1
-                    });
-                    if let (Some(member), Some(into)) = (members.get(at), fresh.get_mut(at)) {
-                        let rate = client.checks as f64 / elapsed_s.max(1e-3);
-                        member.add(into, rate, client.limit_per_s);
-                    }
-                }
-            }
-            (Counts::Packets, Some(_)) => talkers(around, &members, &mut fresh),
         }
-        for (member, fresh) in members.iter_mut().zip(&fresh) {
-            let before = self
-                .members
-                .iter()
-                .find(|before| before.segment == member.segment);
-            if let Some(before) = before {
-                member.demand = before.demand.clone();
-            }
-            member.demand.blend(fresh, DEMAND_SMOOTHING);
-        }
-        self.members = members;
-    }
-
-    fn member(&self, segment: &str, weight: f64, limit_per_s: Option<f64>) -> Member {
-        Member {
-            segment: segment.to_owned(),
-            weight,
-            floor: self.settings.floors.get(segment).copied().unwrap_or(0.0),
-            limit_per_s,
-            demand: Histogram::default(),
-        }
-    }
-
-    /// The segments whose clients use this backend.
-    fn segments(&self, around: &Around<'_>) -> Vec<Member> {
-        let document = &around.view.document;
-        document
-            .segments
-            .iter()
-            .filter(|(_, segment)| {
-                segment.backend.as_deref().unwrap_or(DEFAULT_SEGMENT) == self.name
-            })
-            .map(|(name, segment)| {
-                let limit_per_s = match self.settings.counts {
-                    Counts::Requests => around.checks.limiter().segment_limit_per_s(name),
-                    Counts::Packets => {
-                        packets_per_s(&kernel_limits(document, None, name, around.view.mode))
-                    }
-                };
-                self.member(name, f64::from(segment.weight.unwrap_or(1)), limit_per_s)
-            })
-            .collect()
     }
 
     /// A report made of the outcomes of the last second, where no stronger signal speaks.
@@ -321,22 +358,30 @@ impl Backend {
     }
 
     /// Holds what is in force, or a factor, until it is resumed.
-    pub(super) fn pause(&mut self, factor: Option<f64>) {
-        match (factor, &self.decision) {
-            (Some(factor), _) => self.state.pause_at(factor),
-            (None, Some(decision)) => self.state.pause(decision.in_force.clone()),
-            (None, None) => self.state.pause(InForce {
-                factor: 1.0,
+    pub(super) fn pause(&mut self, factor: Option<f64>, now_s: f64) {
+        let held = match (factor, &self.decision) {
+            (None, Some(decision)) => decision.in_force.clone(),
+            (factor, _) => InForce {
+                factor: factor.unwrap_or(1.0).clamp(0.001, 1.0),
                 budget: None,
                 shares: Vec::new(),
-            }),
-        }
+            },
+        };
+        self.state.pause(held.clone());
+        self.replica.note(Pending::Pause(held), now_s);
+    }
+
+    /// Lets the controllers decide again.
+    pub(super) fn resume(&mut self, now_s: f64) {
+        self.state.resume();
+        self.replica.note(Pending::Resume, now_s);
     }
 
     /// What all clients together may ask of the check API per second, where there is a budget.
-    pub(super) fn guard(&self) -> Option<f64> {
+    pub(super) fn guard(&self, now_s: f64) -> Option<f64> {
         let budget = self.decision.as_ref()?.in_force.budget?;
-        (self.settings.counts == Counts::Requests).then_some(GUARD_SLACK * budget)
+        let own = GUARD_SLACK * budget * self.replica.guard_part(now_s);
+        (self.settings.counts == Counts::Requests).then_some(own)
     }
 
     /// The scale of each segment: its name, that of its requests, that of its packets.
@@ -361,12 +406,14 @@ impl Backend {
             counts: self.settings.counts,
             factor: 1.0,
             overall: 1.0,
-            demand: self.members.iter().map(|m| m.demand.total()).sum(),
+            demand: self.members.iter().map(|m| m.wants.all.total()).sum(),
             admitted: self.history.at(now_s) - self.history.at(now_s - 1.0),
             in_flight: self.in_flight,
             reports: self.reports,
             refused: self.refused,
             poll_problem: self.poll_problem.clone(),
+            hosts: self.replica.hosts(),
+            apart: self.replica.is_apart(now_s),
             ..BackendView::default()
         };
         if let Some(decision) = &self.decision {
@@ -398,7 +445,7 @@ impl Backend {
                     requests,
                     packets,
                     level: scale.level,
-                    demand: member.demand.total(),
+                    demand: member.wants.all.total(),
                 },
             )
             .collect();
@@ -406,37 +453,21 @@ impl Backend {
     }
 }
 
-/// Packets per second that limits allow in the long run.
-fn packets_per_s(limits: &[Option<Effective<'_>>]) -> Option<f64> {
-    limits
-        .iter()
-        .flatten()
-        .find(|limit| limit.spec.unit == Unit::Packets)
-        .map(|limit| limit.spec.rate_limit as f64 * 1e9 / limit.spec.time_window.as_ns() as f64)
+/// What other hosts are told of the demand here.
+fn told(members: &[Member]) -> BTreeMap<String, Demand> {
+    let told = |member: &Member| (member.segment.clone(), member.wants.told(member.weight));
+    members.iter().map(told).collect()
 }
 
-/// Demand of the sources that were sampled: what the others send is below any level.
-fn talkers(around: &Around<'_>, members: &[Member], fresh: &mut [Histogram]) {
-    let (view, document) = (around.view, &around.view.document);
-    for talker in around.figured.talkers.iter() {
-        let reason = ratelimiter_common::verdict::Reason::ALL.get(usize::from(talker.reason));
-        if reason.is_some_and(|reason| LISTED.contains(&reason.as_str())) {
-            continue;
-        }
-        let policy = view.compiled.policies.get(&talker.slot);
-        let (client, segment) = match policy.map(|policy| &policy.name) {
-            Some(PolicyName::Client(id)) => {
-                let client = document.clients.get(id);
-                (client, client.map_or(DEFAULT_SEGMENT, segment_of))
-            }
-            Some(PolicyName::Segment(name)) => (None, name.as_str()),
-            None => (None, DEFAULT_SEGMENT),
-        };
-        let at = members.iter().position(|m| m.segment == segment);
-        if let Some((member, into)) = at.and_then(|at| Some((members.get(at)?, fresh.get_mut(at)?)))
-        {
-            let limit = packets_per_s(&kernel_limits(document, client, segment, view.mode));
-            member.add(into, talker.packets_per_s, limit);
-        }
-    }
+/// What is admitted of the demand here, per second.
+fn wanted(members: &[Member], in_force: &InForce) -> f64 {
+    let admitted = |member: &Member| {
+        let mut shares = in_force.shares.iter();
+        let share = shares.find(|share| share.group == member.segment);
+        member
+            .wants
+            .all
+            .admitted(share.and_then(|share| share.level))
+    };
+    members.iter().map(admitted).sum()
 }

@@ -5,19 +5,24 @@
 //! what they decide to both planes: the speed of segment clocks in the kernel, the scale of a
 //! segment's policies in the check API.
 //!
-//! - `backend`: one backend; `scales`: from decisions to scales; `fleet`: the seam to other hosts
-//! - `poll`: pages that are read; `load`: this host's load; `memory`: what outlives a restart
+//! - `backend`: one backend; `demand`, `wants`: what its clients ask for; `scales`: from decisions to scales
+//! - `fleet`: the seam to other hosts; `replica`: which of their states counts
+//! - `poll`: pages that are read; `dial`: how they are reached; `load`: this host's load; `memory`: what outlives a restart
 #![expect(
     clippy::format_push_string,
     reason = "texts for people: an allocation more does not matter, a fallible `write!` reads worse"
 )]
 
 mod backend;
-mod fleet;
+mod demand;
+mod dial;
+pub(super) mod fleet;
 mod load;
 mod memory;
 mod poll;
+mod replica;
 mod scales;
+mod wants;
 mod worker;
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -51,6 +56,8 @@ enum Command {
     Pause(Option<String>, Option<f64>, oneshot::Sender<Result<()>>),
     /// Decide again.
     Resume(Option<String>, oneshot::Sender<Result<()>>),
+    /// Other hosts have said something of a backend.
+    Heard(String),
     /// Other settings.
     Configure(Box<Settings>),
 }
@@ -61,6 +68,8 @@ struct Incoming {
     channel: Channel,
     report: Seen,
     in_flight: Option<u64>,
+    /// What was wrong with the page it comes from, where it was a page.
+    problem: Option<String>,
     answer: Option<oneshot::Sender<Result<HealthAnswer>>>,
 }
 
@@ -137,6 +146,7 @@ impl Handle {
                 channel: Channel::Push,
                 report: seen,
                 in_flight: report.in_flight,
+                problem: None,
                 answer: Some(answer),
             }))
         })
@@ -277,10 +287,12 @@ async fn poll_on(handle: Weak<Handle>, backend: String, poll: Poll, boot: String
                     },
                 },
                 in_flight: None,
+                problem,
                 answer: None,
             };
             // One that finds the queue full is lost; the next one comes.
             let _full = handle.send(Command::Report(Box::new(incoming))).is_err();
+            continue;
         }
         let told = Command::PollProblem(backend.clone(), problem.unwrap_or_default());
         let _full = handle.send(told).is_err();

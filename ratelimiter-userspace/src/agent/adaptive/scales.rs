@@ -4,8 +4,9 @@
 //! the limit of the segment has twice the level. So the level is one number for all of a segment's
 //! policies, the speed of its clock, and changes for all of them at one moment.
 
+use super::wants::Wants;
 use crate::control::backend::InForce;
-use crate::control::fairness::{Group, Histogram};
+use crate::control::fairness::Group;
 
 /// Smallest scale: a clock that stands still would never let anybody back in.
 const LEAST: f64 = 0.000_1;
@@ -22,26 +23,34 @@ pub(super) struct Member {
     /// What its own limit allows each client, units per second; `None` if it has none.
     pub(super) limit_per_s: Option<f64>,
     /// What its clients want.
-    pub(super) demand: Histogram,
+    pub(super) wants: Wants,
 }
 
 impl Member {
-    /// As the controller sees it.
+    /// As the controller sees it, where there are no other hosts.
     pub(super) fn group(&self) -> Group {
         Group {
+            name: self.segment.clone(),
             weight: self.weight,
-            demand: self.demand.clone(),
+            demand: self.wants.all.clone(),
         }
     }
 
-    /// Counts a client that wants `rate` and is allowed `limit_per_s`, both per second.
-    pub(super) fn add(&self, into: &mut Histogram, rate: f64, limit_per_s: Option<f64>) {
+    /// Counts a client that wants `rate` and is allowed `limit_per_s`, both per second; `who` is
+    /// said where its limit holds over the fleet.
+    pub(super) fn add(
+        &self,
+        into: &mut Wants,
+        rate: f64,
+        limit_per_s: Option<f64>,
+        who: Option<u64>,
+    ) {
         let Some(limit) = limit_per_s else {
             // Nothing can hold it back, so its demand is none that a level could share out.
             return;
         };
         let weight = self.limit_per_s.map_or(1.0, |own| limit / own);
-        into.add(rate.min(limit), weight);
+        into.add(rate.min(limit), weight, who);
     }
 }
 
@@ -58,11 +67,11 @@ pub(super) struct Scale {
 
 /// Returns the scale of each member, in order.
 pub(super) fn scales(in_force: &InForce, members: &[Member]) -> Vec<Scale> {
-    let shares = in_force.shares.iter().map(Some);
     members
         .iter()
-        .zip(shares.chain(std::iter::repeat(None)))
-        .map(|(member, share)| {
+        .map(|member| {
+            let mut shares = in_force.shares.iter();
+            let share = shares.find(|share| share.group == member.segment);
             let least = member.floor.max(LEAST);
             let level = share.and_then(|share| share.level);
             let by_level = level
@@ -89,13 +98,13 @@ mod tests {
             weight: 1.0,
             floor: 0.0,
             limit_per_s: Some(100.0),
-            demand: Histogram::default(),
+            wants: Wants::default(),
         };
-        let mut demand = Histogram::default();
+        let mut wanted = Wants::default();
         for (rate, limit) in wants {
-            member.add(&mut demand, *rate, Some(*limit));
+            member.add(&mut wanted, *rate, Some(*limit), None);
         }
-        member.demand = demand;
+        member.wants = wanted;
         member
     }
 

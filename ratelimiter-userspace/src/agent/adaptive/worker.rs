@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinHandle;
 
 use super::backend::{Around, Backend, Channel};
-use super::fleet::{Alone, Fleet};
+use super::fleet::Fleet;
 use super::load::{Load, Meter};
 use super::{Command, Commands, Handle, Incoming, memory, poll_on};
 use crate::admin::views::{AdaptiveView, EventKind, HealthAnswer, WindowView};
@@ -68,7 +68,7 @@ impl Worker {
         settings: &Settings,
         (shared, plane, store): (Arc<Shared>, Arc<dyn DataPlane>, Arc<dyn Store>),
         control: Control,
-        handle: &Arc<Handle>,
+        (handle, fleet): (&Arc<Handle>, Box<dyn Fleet>),
         runtime: tokio::runtime::Handle,
     ) -> Self {
         let unix_ms = clock::unix_ms();
@@ -82,7 +82,7 @@ impl Worker {
             control,
             handle: Arc::downgrade(handle),
             runtime,
-            fleet: Box::new(Alone),
+            fleet,
             boot: unix_ms.to_string(),
             offset_s: now_s - monotonic_s,
             found,
@@ -130,15 +130,18 @@ impl Worker {
             Command::Report(incoming) => self.report(*incoming),
             Command::PollProblem(backend, why) => self.poll_problem(&backend, why),
             Command::Pause(backend, factor, answer) => {
-                let done = self.each(backend.as_deref(), |backend| backend.pause(factor));
+                let now_s = self.now_s();
+                let done = self.each(backend.as_deref(), |b| b.pause(factor, now_s));
                 self.tick();
                 let _gone = answer.send(done).is_err();
             }
             Command::Resume(backend, answer) => {
-                let done = self.each(backend.as_deref(), |backend| backend.state.resume());
+                let now_s = self.now_s();
+                let done = self.each(backend.as_deref(), |b| b.resume(now_s));
                 self.tick();
                 let _gone = answer.send(done).is_err();
             }
+            Command::Heard(backend) => self.heard(&backend),
             Command::Configure(settings) => {
                 self.configure(&settings);
                 self.tick();
@@ -224,6 +227,16 @@ impl Worker {
         {
             tracing::debug!(backend = %incoming.backend, %error, "a report is refused");
         }
+        if incoming.channel == Channel::Poll {
+            // A page that is read and says what cannot be is a problem of the page.
+            let refused = match &answer {
+                Err(error) => Some(error.to_string()),
+                Ok(answer) => answer.reason.clone(),
+            };
+            let refused = refused.map(|why| format!("what it says is refused: {why}"));
+            let why = incoming.problem.clone().or(refused).unwrap_or_default();
+            self.poll_problem(&incoming.backend, why);
+        }
         if let Some(waiting) = incoming.answer {
             let _gone = waiting.send(answer).is_err();
         }
@@ -233,7 +246,8 @@ impl Worker {
         let now_s = self.now_s();
         let name = &incoming.backend;
         let backend = self.backends.get_mut(name).ok_or_else(|| unknown(name))?;
-        let report = incoming.report.report(backend.settings.latency)?;
+        let report = incoming.report.report(backend.settings.latency);
+        let report = report.inspect_err(|_| backend.refuse())?;
         if !backend.heeds(incoming.channel, now_s) {
             return Ok(HealthAnswer {
                 service: name.clone(),
@@ -277,6 +291,29 @@ impl Worker {
             reason,
             factor,
         })
+    }
+
+    /// Other hosts have said something: it is in force at once.
+    fn heard(&mut self, name: &str) {
+        let now_s = self.now_s();
+        let Some(backend) = self.backends.get_mut(name) else {
+            return;
+        };
+        let (view, figured) = (self.shared.view.load(), self.shared.figured.load());
+        let conforming = conforming(self.plane.as_ref());
+        let mut around = Around {
+            checks: &self.shared.checks,
+            view: &view,
+            figured: &figured,
+            conforming: &conforming,
+            fleet: self.fleet.as_mut(),
+            now_s,
+        };
+        let changes = backend.listen(&mut around);
+        backend.speak(&mut around);
+        self.tell(name, &changes);
+        self.enforce(now_s);
+        self.publish(now_s);
     }
 
     fn poll_problem(&mut self, name: &str, why: String) {
@@ -351,7 +388,7 @@ impl Worker {
         }
         let limiter = self.shared.checks.limiter();
         for backend in self.backends.values() {
-            limiter.set_guard(&backend.name, backend.guard());
+            limiter.set_guard(&backend.name, backend.guard(now_s));
         }
         let gone = self
             .checks

@@ -16,7 +16,7 @@ use crate::config::{Right, Secret};
 use crate::control::settings::Law;
 
 /// Settings under which the `default` backend is followed, by the literal rule.
-fn followed(law: Law) -> Settings {
+pub(super) fn followed(law: Law) -> Settings {
     let mut settings = settings();
     let adaptive = Adaptive {
         law,
@@ -32,7 +32,7 @@ fn followed(law: Law) -> Settings {
     settings
 }
 
-async fn push(agent: &Agent, seq: u64, mean_ms: f64) -> Value {
+pub(super) async fn push(agent: &Agent, seq: u64, mean_ms: f64) -> Value {
     let report = json!({"instance": "a", "seq": seq, "latency_ms": {"mean": mean_ms}});
     let answer = agent.post("/v1/health", &report.to_string()).await;
     assert_eq!(answer.status.as_u16(), 200, "{answer:?}");
@@ -40,7 +40,7 @@ async fn push(agent: &Agent, seq: u64, mean_ms: f64) -> Value {
 }
 
 /// The speed of the default segment's clock in the kernel, 60 ms from now.
-fn kernel_factor(agent: &Agent) -> f64 {
+pub(super) fn kernel_factor(agent: &Agent) -> f64 {
     let at_ns = clock::monotonic_ns() + 60_000_000;
     let state = agent.plane.state();
     let clock = state.segments[&0];
@@ -60,7 +60,7 @@ async fn until_kernel(agent: &Agent, wanted: f64) {
     panic!("the kernel's factor is {last}, not {wanted}");
 }
 
-async fn backend(agent: &Agent) -> Value {
+pub(super) async fn backend(agent: &Agent) -> Value {
     agent.get("/v1/adaptive").await.json()["backends"][0].clone()
 }
 

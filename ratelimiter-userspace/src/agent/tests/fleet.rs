@@ -9,13 +9,13 @@ use super::harness::{Agent, settings, start};
 use crate::clock;
 
 /// A `redis-server` behind a Unix socket; killed when dropped.
-struct Redis {
+pub(super) struct Redis {
     child: Child,
     directory: TempDir,
 }
 
 impl Redis {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let directory = tempfile::tempdir().unwrap();
         Self {
             child: spawn(&directory),
@@ -23,16 +23,16 @@ impl Redis {
         }
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("unix://{}/s", self.directory.path().display())
     }
 
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    fn restart(&mut self) {
+    pub(super) fn restart(&mut self) {
         self.child = spawn(&self.directory);
     }
 }

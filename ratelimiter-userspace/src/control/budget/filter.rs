@@ -67,6 +67,13 @@ pub struct Filter {
 }
 
 impl Filter {
+    /// The same on a clock that reads `by_s` more.
+    pub(super) fn shift(&mut self, by_s: f64) {
+        if let Some(sample) = &mut self.gathered {
+            sample.end_s += by_s;
+        }
+    }
+
     /// Adds a sample that stands for `requests`; returns the average once it stands for enough,
     /// or at once if `urgent`.
     pub(super) fn gather(&mut self, new: Sample, requests: f64, urgent: bool) -> Option<Sample> {

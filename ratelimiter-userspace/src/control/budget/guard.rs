@@ -69,6 +69,16 @@ pub struct Guard {
 }
 
 impl Guard {
+    /// The same on a clock that reads `by_s` more.
+    pub(super) fn shift(&mut self, by_s: f64) {
+        for at_s in self.look_s.iter_mut().chain(&mut self.refuted_s) {
+            *at_s += by_s;
+        }
+        if let Some(distrust) = &mut self.distrust {
+            distrust.until_s += by_s;
+        }
+    }
+
     /// Begins an episode: `before` is what was proven.
     pub(super) fn begin(&mut self, before: f64, rt_s: f64, errors: f64) {
         self.before = before;

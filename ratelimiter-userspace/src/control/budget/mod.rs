@@ -35,6 +35,9 @@ const SATURATED: f64 = 1.25;
 /// A rise of admissions by this over three seconds explains a rise of latency.
 const RISE: f64 = 1.2;
 
+/// Largest rate that is believed of another host, per second.
+const RATE_MAX: f64 = 1e12;
+
 /// What the budget does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -148,6 +151,32 @@ impl Budget {
             budget.cold = true;
         }
         budget
+    }
+
+    /// Whether its rates are rates.
+    pub(super) fn is_sound(&self) -> bool {
+        let rate = |rate: f64| (0.0..=RATE_MAX).contains(&rate);
+        let ceiling = |ceiling: &Option<Ceiling>| ceiling.is_none_or(|c| rate(c.rate));
+        rate(self.capacity)
+            && rate(self.healthy)
+            && (0.0..=1.0).contains(&self.probe)
+            && ceiling(&self.ceiling)
+            && ceiling(&self.saturation)
+            && self.spending.is_none_or(rate)
+    }
+
+    /// The same on a clock that reads `by_s` more.
+    pub(super) fn shift(&mut self, by_s: f64) {
+        for ceiling in self.ceiling.iter_mut().chain(&mut self.saturation) {
+            ceiling.at_s += by_s;
+        }
+        if let Some(since_s) = &mut self.calm_since_s {
+            *since_s += by_s;
+        }
+        self.filter.shift(by_s);
+        self.throughput.shift(by_s);
+        self.guard.shift(by_s);
+        self.refused.shift(by_s);
     }
 
     /// Returns what the budget does.

@@ -46,6 +46,14 @@ pub(super) struct Reading<'a> {
 }
 
 impl Throughput {
+    /// The same on a clock that reads `by_s` more.
+    pub(super) fn shift(&mut self, by_s: f64) {
+        for mark in &mut self.marks {
+            mark.0 += by_s;
+        }
+        self.mid_s += by_s;
+    }
+
     /// Takes a period; returns the throughput it shows, unsmoothed.
     pub(super) fn after_period(&mut self, reading: &Reading<'_>) -> f64 {
         let sample = &reading.sample;

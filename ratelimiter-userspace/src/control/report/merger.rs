@@ -101,6 +101,19 @@ impl Voice {
 }
 
 impl Merger {
+    /// The same on a clock that reads `by_s` more.
+    pub(in crate::control) fn shift(&mut self, by_s: f64) {
+        for at_s in self.opened_s.iter_mut().chain(&mut self.merged_s) {
+            *at_s += by_s;
+        }
+        for source in self.sources.values_mut() {
+            source.last_s += by_s;
+            if let Some(voice) = &mut source.open {
+                voice.end_s += by_s;
+            }
+        }
+    }
+
     /// Takes a report that arrived now. A refused one changes nothing.
     pub fn accept(&mut self, report: &Report, now_s: f64) -> Result<(), Refusal> {
         report.validate()?;

@@ -268,18 +268,34 @@ impl Meter {
     }
 }
 
+/// A burst of a bucket that is scaled: never below four requests, or what is configured.
+fn scaled_burst(burst: u64, scale: f64) -> u64 {
+    const LEAST: u64 = 4;
+    ((burst as f64 * scale) as u64).clamp(burst.min(LEAST), burst)
+}
+
 /// The terms of a quota that holds over the fleet; `None` for a local one.
-pub(in crate::limiter) fn fleet_terms(quota: &QuotaSpec, meter: &Meter) -> Option<Terms> {
+pub(in crate::limiter) fn fleet_terms(
+    quota: &QuotaSpec,
+    meter: &Meter,
+    (factor, burst_scale): (f64, f64),
+) -> Option<Terms> {
     let consistency = quota.consistency.unwrap_or(Consistency::Leased);
     if consistency == Consistency::Local {
         return None;
     }
     let ticks = |units: u64| units.saturating_mul(1 << TICK_BITS).min(MAX_AMOUNT);
+    let limit = if quota.algorithm == Algorithm::TokenBucket {
+        // Buckets need no whole requests: 15 % of 10 are 1.5.
+        ((ticks(quota.rate_limit) as f64 * factor) as u64).max(1)
+    } else {
+        ticks(meter.limit.limit)
+    };
     Some(Terms {
         quota: FleetQuota {
             algorithm: quota.algorithm,
-            limit: ticks(meter.limit.limit),
-            burst: ticks(quota.burst),
+            limit,
+            burst: ticks(scaled_burst(quota.burst, factor * burst_scale)),
             window_us: (quota.window_ns / 1_000).max(1),
             grain: 1 << TICK_BITS,
             // Hosts that do not share their configuration have no common count of its changes.

@@ -8,6 +8,7 @@
 //! - [`program`]: the kernel program in maps of its own, [`runner`] to feed it from two CPUs; [`policy`]: a data plane without an agent
 //! - [`process`]: children that never outlive their guard, waiting with a bound
 //! - [`agent`], [`redis`]: the real binaries, started and made ready; [`http`] to ask them
+//! - [`proxy`]: real proxies, run from `examples/`; [`envoy`]: where that one is
 //! - [`residue`]: what a test must not leave behind
 //! - [`bench`]: benchmarks on real interfaces
 //! - [`requires`]: capability checks that fail, and never skip
@@ -28,6 +29,7 @@ pub mod packet;
 pub mod policy;
 pub mod process;
 pub mod program;
+pub mod proxy;
 pub mod random;
 pub mod redis;
 pub mod reference;

@@ -24,8 +24,12 @@ mod life;
 mod limits;
 #[path = "agent/lockout.rs"]
 mod lockout;
+#[path = "agent/package.rs"]
+mod package;
 #[path = "agent/proxies.rs"]
 mod proxies;
+#[path = "agent/readme.rs"]
+mod readme;
 #[path = "agent/spoofed.rs"]
 mod spoofed;
 #[path = "agent/starved.rs"]

@@ -1,13 +1,15 @@
-//! `docs/abi.md` draws the layout as it is. With `RATELIMITER_BLESS=1` the test writes the drawing
-//! instead of comparing it; look at the difference before you commit it, and raise `abi::SCHEMA`.
+//! The pages say what is. `docs/abi.md` draws the layout: when it changes, raise `abi::SCHEMA`.
+//! `docs/configuration.md` lists every setting. With `RATELIMITER_BLESS=1` the tests write what they
+//! compare otherwise; look at the difference before you commit it.
+#[path = "docs/configuration.rs"]
+mod configuration;
+#[path = "docs/page.rs"]
+mod page;
+
 use std::mem::offset_of;
-use std::path::Path;
 
 use ratelimiter_common::abi::{config, counters, crowd, merge, policy, tracked};
 use ratelimiter_common::{abi, vclock};
-
-const BEGIN: &str = "<!-- layouts: written by tests/tests/docs.rs -->\n";
-const END: &str = "<!-- end of layouts -->\n";
 
 fn size_of_field<T, F>(_: fn(&T) -> &F) -> usize {
     size_of::<F>()
@@ -199,22 +201,5 @@ fn drawing() -> String {
 
 #[test]
 fn abi_is_drawn_as_it_is() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/abi.md");
-    let page = std::fs::read_to_string(&path).unwrap();
-    let (head, rest) = page.split_once(BEGIN).unwrap();
-    let (drawn, tail) = rest.split_once(END).unwrap();
-    let drawing = drawing();
-    if std::env::var_os("RATELIMITER_BLESS").is_some() {
-        std::fs::write(&path, format!("{head}{BEGIN}{drawing}{END}{tail}")).unwrap();
-        return;
-    }
-    let different = drawn
-        .lines()
-        .zip(drawing.lines())
-        .find(|(old, new)| old != new);
-    assert!(
-        drawn == drawing,
-        "docs/abi.md no longer draws the layout; first difference (drawn, real): {different:?}; \
-         run `RATELIMITER_BLESS=1 cargo test -p tests --test docs` and look at what it changes"
-    );
+    page::hold("abi.md", "layouts", &drawing());
 }

@@ -6,9 +6,11 @@ mod apt;
 mod bench;
 mod ci;
 mod clippy;
+mod deb;
 mod doctor;
 mod envoy;
 mod goals;
+mod kubernetes;
 mod libtest;
 mod report;
 mod run;
@@ -20,6 +22,7 @@ mod test;
 mod throttlecrab;
 mod tidy;
 mod toolchain;
+mod venv;
 
 use std::process::ExitCode;
 
@@ -48,6 +51,8 @@ enum Task {
     Tidy,
     /// Lint everything, warnings are errors
     Clippy,
+    /// Make the Debian package
+    Deb(deb::Args),
     /// What `.ci/run` calls: fmt, clippy, tidy, test
     Ci,
 }
@@ -73,6 +78,7 @@ fn main() -> ExitCode {
         Task::Doctor => doctor::main(),
         Task::Tidy => tidy::main(),
         Task::Clippy => clippy::main(),
+        Task::Deb(args) => deb::main(&args),
         Task::Ci => ci::main(),
     };
     match result {

@@ -1,9 +1,13 @@
 //! `cargo xtask setup`: finds what is there and installs only what is missing.
+use std::path::Path;
+
 use anyhow::Result;
 use clap::Args as ClapArgs;
 
 use crate::apt::{self, Tool};
+use crate::deb;
 use crate::envoy;
+use crate::kubernetes;
 use crate::report::Steps;
 use crate::schemathesis;
 use crate::throttlecrab;
@@ -28,7 +32,7 @@ pub(crate) const BUILD_TOOLS: [Tool; 1] = [Tool {
 }];
 
 /// What tests and benchmarks use besides.
-pub(crate) const TEST_TOOLS: [Tool; 11] = [
+pub(crate) const TEST_TOOLS: [Tool; 16] = [
     Tool {
         program: "nginx",
         package: "nginx-light",
@@ -84,6 +88,31 @@ pub(crate) const TEST_TOOLS: [Tool; 11] = [
         package: "iputils-ping",
         why: "checks that namespaces are connected",
     },
+    Tool {
+        program: "curl",
+        package: "curl",
+        why: "runs the README's commands",
+    },
+    Tool {
+        program: "lintian",
+        package: "lintian",
+        why: "judges the Debian package",
+    },
+    Tool {
+        program: "dpkg-shlibdeps",
+        package: "dpkg-dev",
+        why: "finds what the Debian package depends on",
+    },
+    Tool {
+        program: "xz",
+        package: "xz-utils",
+        why: "compresses the Debian package",
+    },
+    Tool {
+        program: "systemd-analyze",
+        package: "systemd",
+        why: "judges the systemd unit",
+    },
 ];
 
 /// Entry point.
@@ -95,7 +124,7 @@ pub(crate) fn main(args: Args) -> Result<()> {
 
 /// Makes the machine ready, and says each step.
 pub(crate) fn ensure(args: Args) -> Result<()> {
-    let more = if args.tests { 3 } else { 0 } + usize::from(args.rivals);
+    let more = if args.tests { 6 } else { 0 } + usize::from(args.rivals);
     let mut steps = Steps::new(3 + more);
     steps.step("tools to build", || apt::ensure(&BUILD_TOOLS))?;
     let mut compiler = None;
@@ -119,6 +148,12 @@ pub(crate) fn ensure(args: Args) -> Result<()> {
             "schemathesis, which tries what the check API describes",
             schemathesis::ensure,
         )?;
+        steps.step("Lua in nginx, for its recipe", nginx_lua)?;
+        steps.step("cargo-deb, which makes the Debian package", deb::ensure)?;
+        steps.step(
+            "kubernetes-validate, which judges the manifests",
+            kubernetes::ensure,
+        )?;
     }
     if args.rivals {
         steps.step(
@@ -127,6 +162,16 @@ pub(crate) fn ensure(args: Args) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// A module of nginx, and so no program that could be found by its name.
+fn nginx_lua() -> Result<String> {
+    const MODULE: &str = "/usr/lib/nginx/modules/ngx_http_lua_module.so";
+    if Path::new(MODULE).exists() {
+        return Ok(format!("found {MODULE}"));
+    }
+    apt::install(&["libnginx-mod-http-lua"])?;
+    Ok("installed libnginx-mod-http-lua".to_owned())
 }
 
 fn ensure_compiler() -> Result<(Compiler, String)> {

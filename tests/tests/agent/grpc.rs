@@ -1,17 +1,16 @@
 //! Envoy and Redis clients, the real ones, ask the real agent.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::OrFail as _;
 use tests::agent::Setup;
-use tests::envoy::{Envoy, PROXY};
-use tests::http::{Answer, request_tcp};
+use tests::http::Answer;
 use tests::netns::Netns;
 use tests::process::wait_until;
+use tests::proxy::{App, Proxy};
 use tests::residue::Residue;
 
 use crate::limits::SMALL;
@@ -38,19 +37,19 @@ descriptors:
     rate_limit: { unit: month, requests_per_unit: 1 }
 ";
 
+/// The descriptors of the recipe.
+const RECIPE_CLIENT: &str =
+    "- actions: [{ request_headers: { header_name: x-api-key, descriptor_key: client } }]";
+const RECIPE_PATH: &str =
+    "- actions: [{ request_headers: { header_name: \":path\", descriptor_key: path } }]";
+
 fn header(name: &str, key: &str) -> Value {
     json!({ "request_headers": { "header_name": name, "descriptor_key": key } })
 }
 
-fn get(edge: &Netns, path: &str, headers: &[(&str, &str)]) -> Answer {
-    let address: SocketAddr = PROXY.parse().or_fail("an address");
-    edge.run(|| request_tcp(address, "GET", path, headers, None))
-        .or_fail("no answer from Envoy")
-}
-
-fn statuses(edge: &Netns, times: usize, path: &str, headers: &[(&str, &str)]) -> Vec<u16> {
+fn statuses(envoy: &Proxy<'_>, times: usize, path: &str, headers: &[(&str, &str)]) -> Vec<u16> {
     (0..times)
-        .map(|_| get(edge, path, headers).status)
+        .map(|_| envoy.ask("GET", path, headers).status)
         .collect()
 }
 
@@ -73,24 +72,41 @@ fn envoy_limits_by_descriptors_and_follows_their_file() {
         json!([header("x-tenant-of", "tenant"), header(":method", "method")]),
         json!([header("x-shady", "shady")]),
     ];
-    let envoy = Envoy::start(&edge, 9742, "shop", &limits);
+    // The recipe, with descriptors of its own.
+    let limits: Vec<Value> = limits
+        .iter()
+        .map(|actions| json!({ "actions": actions }))
+        .collect();
+    let limits = format!("rate_limits: {}", json!(limits));
+    let _app = App::start(&edge);
+    let envoy = Proxy::start_changed(
+        &edge,
+        "envoy-rls",
+        0,
+        &[
+            ("rate_limits:", &limits),
+            (RECIPE_CLIENT, ""),
+            (RECIPE_PATH, ""),
+        ],
+    );
+    let get = |path: &str, headers: &[(&str, &str)]| -> Answer { envoy.ask("GET", path, headers) };
 
     // What nobody limits passes, and says so by saying nothing.
     wait_until("Envoy asks the agent", Duration::from_secs(10), || {
-        let answer = get(&edge, "/login?warm", &[("x-shady", "x")]);
+        let answer = get("/login?warm", &[("x-shady", "x")]);
         answer.header("x-ratelimit-limit").is_some()
     });
-    let free = get(&edge, "/", &[]);
+    let free = get("/", &[]);
     assert_eq!((free.status, free.body.as_str()), (200, "upstream"));
     assert_eq!(free.header("x-ratelimit-limit"), None, "{}", envoy.output());
 
     // Three a minute, then refusals with the headers of both drafts.
     for left in ["2", "1", "0"] {
-        let passed = get(&edge, "/login", &[]).expect(200);
+        let passed = get("/login", &[]).expect(200);
         assert_eq!(passed.header("x-ratelimit-limit"), Some("3, 3;w=60"));
         assert_eq!(passed.header("x-ratelimit-remaining"), Some(left));
     }
-    let refused = get(&edge, "/login", &[]).expect(429);
+    let refused = get("/login", &[]).expect(429);
     assert_eq!(refused.header("x-ratelimit-remaining"), Some("0"));
     assert_eq!(
         refused.header("ratelimit-policy"),
@@ -105,16 +121,19 @@ fn envoy_limits_by_descriptors_and_follows_their_file() {
     // Each tenant has a bucket; nested descriptors have their own; shadow never refuses.
     for tenant in ["a", "b"] {
         assert_eq!(
-            statuses(&edge, 3, "/", &[("x-tenant", tenant)]),
+            statuses(&envoy, 3, "/", &[("x-tenant", tenant)]),
             [200, 200, 429]
         );
     }
-    assert_eq!(statuses(&edge, 3, "/", &[("x-tenant-of", "a")]), [200; 3]);
-    assert_eq!(statuses(&edge, 3, "/", &[("x-shady", "y")]), [200; 3]);
+    assert_eq!(statuses(&envoy, 3, "/", &[("x-tenant-of", "a")]), [200; 3]);
+    assert_eq!(statuses(&envoy, 3, "/", &[("x-shady", "y")]), [200; 3]);
     // All or nothing: the refusal by the path charged the tenant nothing.
-    assert_eq!(statuses(&edge, 2, "/login", &[("x-tenant", "c")]), [429; 2]);
     assert_eq!(
-        statuses(&edge, 3, "/", &[("x-tenant", "c")]),
+        statuses(&envoy, 2, "/login", &[("x-tenant", "c")]),
+        [429; 2]
+    );
+    assert_eq!(
+        statuses(&envoy, 3, "/", &[("x-tenant", "c")]),
         [200, 200, 429]
     );
 
@@ -127,22 +146,22 @@ fn envoy_limits_by_descriptors_and_follows_their_file() {
             .contains("ratelimiter_reloads_total{outcome=\"failed\"} 1")
             || agent.child().output().contains("configuration refused")
     });
-    assert_eq!(get(&edge, "/login", &[]).status, 429);
+    assert_eq!(get("/login", &[]).status, 429);
     let raised = DESCRIPTORS.replace("requests_per_unit: 3", "requests_per_unit: 5");
     fs::write(&file, raised).or_fail("write the descriptors");
     wait_until("the new limit applies", Duration::from_secs(10), || {
-        get(&edge, "/login", &[]).status == 200
+        get("/login", &[]).status == 200
     });
-    assert_eq!(statuses(&edge, 3, "/login", &[]), [200, 429, 429]);
+    assert_eq!(statuses(&envoy, 3, "/login", &[]), [200, 429, 429]);
 
     // Without a limiter Envoy lets everything pass within moments; with it, usage is what it was.
     agent.kill();
     wait_until("Envoy fails open", Duration::from_secs(10), || {
-        get(&edge, "/login", &[]).status == 200
+        get("/login", &[]).status == 200
     });
     agent.restart();
     wait_until("Envoy asks again", Duration::from_secs(10), || {
-        get(&edge, "/login", &[]).status == 429
+        get("/login", &[]).status == 429
     });
 }
 

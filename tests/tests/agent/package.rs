@@ -2,6 +2,7 @@
 //! the tools of those who made the formats, and installed into a copy of this machine.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -260,7 +261,6 @@ fn the_package_s_user_and_directories_are_enough_for_the_agent() {
     let state = directory.path().join("state");
     fs::create_dir(&state).or_fail("make a directory");
     std::os::unix::fs::chown(&state, Some(65_534), Some(65_534)).or_fail("give a directory away");
-    use std::os::unix::fs::PermissionsExt as _;
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).or_fail("open it");
     let socket = state.join("admin.sock");
     let mut command = Command::new(tests::requires::program("setpriv", "util-linux"));

@@ -55,15 +55,18 @@ struct Reader {
 
 impl Reader {
     fn shell(&self, line: &str) -> Command {
-        let path = std::env::var("PATH").unwrap_or_default();
-        let programs = binary()
+        let binary = binary();
+        let mut path = binary
             .parent()
-            .map(Path::to_path_buf)
-            .or_fail("a directory");
+            .or_fail("a directory")
+            .as_os_str()
+            .to_owned();
+        path.push(":");
+        path.push(std::env::var_os("PATH").unwrap_or_default());
         let mut command = Command::new("/bin/bash");
         command
             .args(["-euo", "pipefail", "-c", line])
-            .env("PATH", format!("{}:{path}", programs.display()))
+            .env("PATH", path)
             // Where the machine's own agent would be.
             .env("RATELIMITER_STATE_DIR", self.directory.path().join("state"))
             .env("RATELIMITER_ADMIN_SOCKET", self.socket())

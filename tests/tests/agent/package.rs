@@ -243,7 +243,7 @@ fn the_package_s_user_and_directories_are_enough_for_the_agent() {
     // As systemd mounts it.
     edge.sh("mount -o remount,mode=700 /sys/fs/bpf");
     let own = "65534";
-    let tmpfiles = fs::read_to_string(repository().join("packaging/systemd/tmpfiles.conf"))
+    let tmpfiles = fs::read_to_string(repository().join("packaging/systemd/tmpfiles.d/ratelimiter.conf"))
         .or_fail("read tmpfiles.conf")
         // The user is made when the package is installed; here another stands for it.
         .replace(" ratelimiter ratelimiter ", " nobody nogroup ");

@@ -243,10 +243,11 @@ fn the_package_s_user_and_directories_are_enough_for_the_agent() {
     // As systemd mounts it.
     edge.sh("mount -o remount,mode=700 /sys/fs/bpf");
     let own = "65534";
-    let tmpfiles = fs::read_to_string(repository().join("packaging/systemd/tmpfiles.d/ratelimiter.conf"))
-        .or_fail("read tmpfiles.conf")
-        // The user is made when the package is installed; here another stands for it.
-        .replace(" ratelimiter ratelimiter ", " nobody nogroup ");
+    let tmpfiles =
+        fs::read_to_string(repository().join("packaging/systemd/tmpfiles.d/ratelimiter.conf"))
+            .or_fail("read tmpfiles.conf")
+            // The user is made when the package is installed; here another stands for it.
+            .replace(" ratelimiter ratelimiter ", " nobody nogroup ");
     let file = directory.path().join("tmpfiles.conf");
     fs::write(&file, tmpfiles).or_fail("write tmpfiles.conf");
     let systemd_tmpfiles = tests::requires::program("systemd-tmpfiles", "systemd");

@@ -40,7 +40,7 @@ pub enum AdminError {
     #[error("{0}")]
     Capacity(String),
     /// The object is not what the caller last saw.
-    #[error("`{path}` has changed: its tag is {found}, not {expected}")]
+    #[error("`{path}` has changed: its tag is {found}, not {expected}{}", said(.revisions.as_ref()))]
     Precondition {
         /// The object as a path: `clients/alice`.
         path: String,
@@ -48,6 +48,9 @@ pub enum AdminError {
         expected: String,
         /// Tag now, or `none`.
         found: String,
+        /// Revision of the fleet's configuration that this host had when it was asked, and the one
+        /// that another host made meanwhile.
+        revisions: Option<(u64, u64)>,
     },
     /// Another change of the same object waits to be confirmed.
     #[error(
@@ -79,12 +82,32 @@ pub enum AdminError {
     Unavailable(String),
 }
 
+fn said(revisions: Option<&(u64, u64)>) -> String {
+    revisions.map_or_else(String::new, |(had, found)| {
+        format!(
+            "; the fleet's configuration is at revision {found}, this host had {had} when it was \
+             asked"
+        )
+    })
+}
+
 fn sentences(errors: &[FieldError]) -> String {
     let sentences: Vec<&str> = errors.iter().map(|error| error.detail.as_str()).collect();
     sentences.join("; ")
 }
 
 impl AdminError {
+    /// The same, where others changed the fleet's configuration from `had` to `found` meanwhile.
+    #[must_use]
+    pub fn between(mut self, had: u64, found: u64) -> Self {
+        if let Self::Precondition { revisions, .. } = &mut self
+            && had != found
+        {
+            *revisions = Some((had, found));
+        }
+        self
+    }
+
     /// A single refused field.
     pub fn invalid(pointer: impl Into<String>, detail: impl Into<String>) -> Self {
         Self::Invalid(vec![FieldError::new(pointer, detail)])

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::shared_store::SharedStore;
-use crate::admin::views::SyncView;
+use crate::admin::views::{ConfigSyncView, SyncView};
 use crate::check::Checks;
 use crate::clock;
 use crate::config::settings::Redis;
@@ -34,7 +34,12 @@ impl Membership {
 }
 
 /// How it goes with the fleet.
-pub(super) fn view(checks: &Checks, redis: Option<&RedisStore>, settings_url: &str) -> SyncView {
+pub(super) fn view(
+    checks: &Checks,
+    redis: Option<&RedisStore>,
+    settings_url: &str,
+    config: ConfigSyncView,
+) -> SyncView {
     let status = checks.limiter().fleet_status().unwrap_or_default();
     let figures = redis.map(RedisStore::figures).unwrap_or_default();
     let since_s =
@@ -64,5 +69,6 @@ pub(super) fn view(checks: &Checks, redis: Option<&RedisStore>, settings_url: &s
         mended: figures.mended,
         clamped: figures.clamped,
         call_s: figures.call_ns as f64 / 1e9,
+        config,
     }
 }

@@ -6,6 +6,7 @@
 //! - `adaptive`: limits that follow the health of what they protect, on a thread of its own
 //! - `fleet`: packets over a fleet, on a thread of its own; `shared_store`: the store hosts share;
 //!   `membership`: requests over a fleet
+//! - `follow`: the configuration that a fleet shares; `core` has the other half
 //! - `observe`: reads what the kernel counts; `talkers`, `usage` keep it
 //! - `service`: the agent as people use it; `explain`, `events`, `reload` are parts of it
 //! - [`privileges`]: what the agent keeps of its rights
@@ -19,6 +20,7 @@ mod estimate;
 mod events;
 mod explain;
 mod fleet;
+mod follow;
 mod membership;
 mod observe;
 pub mod privileges;
@@ -48,7 +50,7 @@ use arc_swap::ArcSwap;
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 
-use self::core::{Core, Parts};
+use self::core::{Core, Joining, Parts};
 use control::Control;
 use credentials::credentials;
 use membership::Membership;
@@ -212,6 +214,8 @@ pub async fn serve(
             Some(thread.context("starting the thread that settles with the fleet")?)
         }
     };
+    let redis = shared_store.as_ref().map(|shared| shared.store.clone());
+    let follower = follow::start(redis, &control, &shared)?;
     let tracked_keeper = Keeper {
         plane: Arc::clone(&plane),
         store: Arc::clone(&store),
@@ -349,14 +353,19 @@ pub async fn serve(
     drop(reloader);
     drop(control);
     drop((stop_observer, stop_keeper, stop_tracked_keeper, stop_fleet));
+    let follower_thread = follower.map(|(stop_follower, thread)| {
+        drop(stop_follower);
+        thread
+    });
     tokio::task::spawn_blocking(move || {
-        // Before the control thread: it speaks to that one.
+        // Before the control thread: they speak to that one.
+        let followed = follower_thread.is_none_or(|thread| thread.join().is_ok());
         let adapted = adaptive_thread.join().is_ok();
         let settled = fleet_thread.is_none_or(|thread| thread.join().is_ok());
         let observed = observer_thread.join().is_ok();
         let controlled = control_thread.join().is_ok();
         let kept = keeper_thread.join().is_ok() && tracked_keeper_thread.join().is_ok();
-        adapted && settled && observed && controlled && kept
+        adapted && followed && settled && observed && controlled && kept
     })
     .await
     .context("ending the threads")?
@@ -475,6 +484,10 @@ fn build(
         confirm_within: Duration::from_secs(settings.safety.confirm_within_s),
         risky_percent: settings.safety.risky_percent,
         checks: checks.clone(),
+        joining: member.as_ref().map(|member| Joining {
+            redis: member.redis.clone(),
+            secret: member.options.secret,
+        }),
         budgets: (budgets_of(&found.config) != budgets).then_some(budgets),
         found,
     };
@@ -499,6 +512,7 @@ fn build(
                 .map(|member| (member.redis.clone(), settings.redis.url.shown())),
             adaptive: ArcSwap::default(),
             fleet: ArcSwap::default(),
+            following: follow::ConfigSync::default(),
             begin: clock::instant(),
         })
     })?;

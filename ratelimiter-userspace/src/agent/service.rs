@@ -313,6 +313,7 @@ impl Admin for Service {
     }
 
     async fn change(&self, edit: Edit, options: ChangeOptions, caller: &Caller) -> Result<Changed> {
+        self.shared.met_fleet().await;
         let caller = caller.clone();
         self.control
             .with(move |core| core.change(&edit, &options, &caller))
@@ -351,6 +352,7 @@ impl Admin for Service {
     }
 
     async fn confirm(&self, revision: Option<u64>, caller: &Caller) -> Result<Vec<Changed>> {
+        self.shared.met_fleet().await;
         let by = caller.name.clone();
         self.control
             .with(move |core| core.confirm(revision, &by))

@@ -40,17 +40,15 @@ pub(super) fn open(settings: &Redis) -> anyhow::Result<Option<SharedStore>> {
         authorities: optional_bytes(&settings.ca_file)?,
         certificate,
     };
-    let secret = key_secret(&settings.key_secret_file)?;
+    let key = key(&key_secret(&settings.key_secret_file)?);
     let store = RedisStore::open(Options {
         access,
         prefix: settings.prefix.clone(),
         deadline: Duration::from_millis(settings.deadline_ms),
+        secret: key,
     })
     .map_err(anyhow::Error::msg)?;
-    Ok(Some(SharedStore {
-        store,
-        key: key(&secret),
-    }))
+    Ok(Some(SharedStore { store, key }))
 }
 
 /// The secret that keys are hashed under; none for no file.

@@ -14,6 +14,7 @@ use ratelimiter_common::vclock::SegmentClock;
 use serde::{Deserialize, Serialize};
 
 use super::events::Events;
+use super::follow::ConfigSync;
 use super::talkers::Talker;
 use crate::admin::views::{AdaptiveView, Pending, SyncView};
 use crate::check::Checks;
@@ -171,6 +172,8 @@ pub(super) struct Shared {
     pub(super) check_connections: Arc<ConnectionStats>,
     /// How packets are settled with the fleet; `None` without a shared store.
     pub(super) fleet: ArcSwap<super::fleet::Shown>,
+    /// How it goes with the configuration that the fleet shares.
+    pub(super) following: ConfigSync,
     pub(super) begin: Instant,
 }
 
@@ -181,12 +184,16 @@ impl Shared {
             Some((redis, url)) => (Some(redis), url.as_str()),
             None => (None, ""),
         };
-        super::membership::view(&self.checks, redis, url)
+        let config = self.following.view(redis.is_some());
+        super::membership::view(&self.checks, redis, url, config)
     }
 
     /// What the reader of `readyz` should know although it works.
     pub(super) fn degraded(&self) -> Option<String> {
         let (redis, _) = self.redis.as_ref()?;
+        if let Some(problem) = self.following.problem() {
+            return Some(problem);
+        }
         if !self.checks.limiter().is_alone() {
             return None;
         }

@@ -7,6 +7,7 @@ mod checks;
 mod doors;
 mod escalation;
 mod fleet;
+mod fleet_config;
 mod fleet_health;
 mod harness;
 mod life;

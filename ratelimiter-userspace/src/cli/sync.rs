@@ -6,7 +6,7 @@ use http::Method;
 use super::client::{Call, ConnectionArgs};
 use super::exit::{Exit, Outcome};
 use super::output::{Facts, OutputArgs, Style, Tint, clean, show_seconds};
-use crate::admin::views::SyncView;
+use crate::admin::views::{ConfigState, ConfigSyncView, SyncView};
 
 /// Subcommands of `sync`.
 #[derive(Clone, Debug, Subcommand)]
@@ -36,6 +36,17 @@ pub async fn run(command: SyncCommand) -> Outcome {
     let view: SyncView = client.send(call).await?.json()?;
     args.output.show(&view, render)?;
     Ok(if view.alone { Exit::Failed } else { Exit::Ok })
+}
+
+fn configuration(config: &ConfigSyncView) -> String {
+    let mut text = format!("{}, revision {}", config.state.as_str(), config.revision);
+    if config.ahead > 0 {
+        text += &format!(", {} made here", config.ahead);
+    }
+    if config.lost > 0 {
+        text += &format!(", {} gave way (see `changes`)", config.lost);
+    }
+    text
 }
 
 fn render(view: &SyncView, style: Style) -> String {
@@ -68,6 +79,18 @@ fn render(view: &SyncView, style: Style) -> String {
         "hosts",
         format!("{} live of {} known", view.hosts_live, view.hosts_known),
     );
+    facts.add_tinted(
+        "configuration",
+        configuration(&view.config),
+        match view.config.state {
+            ConfigState::InStep => Tint::Green,
+            ConfigState::Refused => Tint::Red,
+            _ => Tint::Yellow,
+        },
+    );
+    if let Some(error) = &view.config.error {
+        facts.add_tinted("", clean(error), Tint::Red);
+    }
     facts.add("clients", format!("{} exchanged", view.clients));
     facts.add(
         "checks",

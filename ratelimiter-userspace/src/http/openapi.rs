@@ -37,6 +37,8 @@ use crate::policy::model;
     views::Readiness,
     views::ResetAnswer,
     views::Status,
+    views::ConfigState,
+    views::ConfigSyncView,
     views::SyncView,
     views::Page<views::ClientView>,
     views::Page<views::SegmentView>,

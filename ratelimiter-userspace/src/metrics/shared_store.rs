@@ -1,12 +1,12 @@
 //! The store that a fleet shares: whether it answers, and what goes to and fro.
 
 use super::text::{Kind, Text};
-use crate::admin::views::SyncView;
+use crate::admin::views::{ConfigState, SyncView};
 
 /// A series: name, help, value.
 type Series = (&'static str, &'static str, fn(&SyncView) -> f64);
 
-const GAUGES: [Series; 3] = [
+const GAUGES: [Series; 6] = [
     (
         "ratelimiter_sync_connected",
         "Whether calls go out to the store that the fleet shares.",
@@ -22,9 +22,24 @@ const GAUGES: [Series; 3] = [
         "Clients whose units are exchanged with the fleet.",
         |sync| sync.clients as f64,
     ),
+    (
+        "ratelimiter_sync_config_revision",
+        "Revision of the fleet's configuration that is in force on this host.",
+        |sync| sync.config.revision as f64,
+    ),
+    (
+        "ratelimiter_sync_config_ahead",
+        "Changes made on this host that the fleet's store does not have.",
+        |sync| sync.config.ahead as f64,
+    ),
+    (
+        "ratelimiter_sync_config_in_step",
+        "Whether this host has the fleet's configuration, as of the last 2 s.",
+        |sync| f64::from(u8::from(sync.config.state == ConfigState::InStep)),
+    ),
 ];
 
-const COUNTERS: [Series; 11] = [
+const COUNTERS: [Series; 15] = [
     (
         "ratelimiter_sync_calls",
         "Scripts called in the store.",
@@ -79,6 +94,26 @@ const COUNTERS: [Series; 11] = [
         "ratelimiter_sync_clamped",
         "Amounts that were larger than they may be.",
         |sync| sync.clamped as f64,
+    ),
+    (
+        "ratelimiter_sync_config_followed",
+        "Configurations taken from the fleet's store.",
+        |sync| sync.config.followed as f64,
+    ),
+    (
+        "ratelimiter_sync_config_written",
+        "Configurations given to the fleet's store.",
+        |sync| sync.config.written as f64,
+    ),
+    (
+        "ratelimiter_sync_config_lost",
+        "Configurations that gave way to another one that was made apart from them.",
+        |sync| sync.config.lost as f64,
+    ),
+    (
+        "ratelimiter_sync_config_refused",
+        "Configurations of the fleet that could not be put in force on this host.",
+        |sync| sync.config.refused as f64,
     ),
 ];
 

@@ -36,7 +36,7 @@ const LOOKUPS: usize = 4;
 const TAG_DIGITS: usize = 3;
 
 /// What a store is opened with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Where it is.
     pub access: Access,
@@ -44,12 +44,25 @@ pub struct Options {
     pub prefix: String,
     /// How long a call may take before it counts as unanswered.
     pub deadline: Duration,
+    /// What the shared configuration is signed with; the same on all hosts.
+    pub secret: [u8; 16],
+}
+
+impl std::fmt::Debug for Options {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Options")
+            .field("access", &self.access)
+            .field("prefix", &self.prefix)
+            .field("deadline", &self.deadline)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The fleet's store in Redis. Clones share the connection; the last one closes it.
 #[derive(Clone)]
 pub struct RedisStore {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
     owner: Arc<Owner>,
 }
 
@@ -73,7 +86,7 @@ impl Drop for Owner {
     }
 }
 
-struct Inner {
+pub(super) struct Inner {
     options: Options,
     counts: Counts,
     /// The connection in use; `None` while the breaker is open.
@@ -85,9 +98,10 @@ struct Inner {
     settle: Script,
     beat: Script,
     adaptive: Script,
+    pub(super) config: Script,
 }
 
-struct Current {
+pub(super) struct Current {
     connection: Connection,
     is_cluster: bool,
 }
@@ -116,6 +130,7 @@ impl RedisStore {
             settle: Script::new(include_str!("lua/settle.lua")),
             beat: Script::new(include_str!("lua/beat.lua")),
             adaptive: Script::new(include_str!("lua/adaptive.lua")),
+            config: Script::new(include_str!("lua/config.lua")),
         });
         inner.counts.say("not connected yet".to_owned());
         let (stop, stopped) = watch::channel(false);
@@ -199,6 +214,18 @@ impl Settle for RedisStore {
 }
 
 impl Inner {
+    pub(super) fn prefix(&self) -> &str {
+        &self.options.prefix
+    }
+
+    pub(super) fn deadline(&self) -> Duration {
+        self.options.deadline
+    }
+
+    pub(super) fn config_secret(&self) -> &[u8; 16] {
+        &self.options.secret
+    }
+
     fn usage_key(&self, key: FleetKey) -> String {
         let digits = key.to_string();
         let (tag, rest) = digits.split_at(TAG_DIGITS);
@@ -332,14 +359,14 @@ impl Inner {
         read().ok_or_else(|| self.garbled("not numbers"))
     }
 
-    fn current(&self) -> Result<Arc<Current>, Unsettled> {
+    pub(super) fn current(&self) -> Result<Arc<Current>, Unsettled> {
         self.current.load_full().ok_or_else(|| {
             count(&self.counts.refused, 1);
             Unsettled::Away(self.counts.error.load().as_ref().clone())
         })
     }
 
-    fn garbled(&self, what: &str) -> Unsettled {
+    pub(super) fn garbled(&self, what: &str) -> Unsettled {
         count(&self.counts.failed, 1);
         self.counts
             .say(format!("an answer is not understood: {what}"));
@@ -355,6 +382,19 @@ impl Inner {
         keys: &[String],
         arguments: &[Vec<u8>],
     ) -> Result<Value, Unsettled> {
+        let within = self.options.deadline;
+        self.run_within(current, script, keys, arguments, within)
+            .await
+    }
+
+    pub(super) async fn run_within(
+        &self,
+        current: &Current,
+        script: &Script,
+        keys: &[String],
+        arguments: &[Vec<u8>],
+        within: Duration,
+    ) -> Result<Value, Unsettled> {
         let Ok(_permit) = self.in_flight.try_acquire() else {
             count(&self.counts.refused, 1);
             return Err(Unsettled::Away(format!(
@@ -364,7 +404,7 @@ impl Inner {
         count(&self.counts.calls, 1);
         let begin_ns = clock::monotonic_ns();
         let call = self.call(current, script, keys, arguments);
-        let answer = timeout(self.options.deadline, call).await;
+        let answer = timeout(within, call).await;
         let now_ns = clock::monotonic_ns();
         match answer {
             Ok(Ok(value)) => {
@@ -387,7 +427,7 @@ impl Inner {
             }
             Err(_) => {
                 count(&self.counts.late, 1);
-                let ms = u64::try_from(self.options.deadline.as_millis()).unwrap_or(u64::MAX);
+                let ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
                 self.counts.say(format!("no answer within {ms} ms"));
                 self.failed(Failure::Doubtful);
                 Err(Unsettled::Late(ms))

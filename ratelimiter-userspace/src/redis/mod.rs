@@ -5,6 +5,7 @@
 //! for it; whoever asks has a deadline, and a store that does not answer is left alone for a while
 //! and found again by itself.
 //!
+//! - `config`: the configuration that the fleet shares
 //! - `connect`: from settings to a connection; `pace`: when to try again
 //! - `link`: the task that owns the connection; `figures`: what is counted
 //! - `script`: scripts as commands, and what errors mean
@@ -15,6 +16,7 @@
 //! What is kept under which key is in `docs/redis-keys.md`.
 
 pub mod adaptive;
+mod config;
 mod connect;
 mod figures;
 mod link;
@@ -22,6 +24,7 @@ mod pace;
 mod script;
 mod wire;
 
+pub use config::{Found, Put, What};
 pub use connect::Access;
 pub use figures::Figures;
 pub use link::{Options, RedisStore};

@@ -2,6 +2,7 @@
 //!
 //! - [`settle`]: the words of the protocol: an [`Entry`] goes to the store, an [`Answer`] comes back
 //! - [`beat`]: the registry of hosts, and which sources are hot
+//! - [`config`]: who has the newest configuration, host or store
 //! - [`host`]: one host on the packet plane: what is hot, what to settle, what answers mean
 //! - [`loss`]: what a policy does while the store is away
 //! - [`lease`]: what one host holds of one client's bucket
@@ -11,6 +12,7 @@
 //! the algorithm works is in `docs/fleet.md`.
 
 pub mod beat;
+pub mod config;
 pub mod host;
 pub mod lease;
 pub mod ledger;

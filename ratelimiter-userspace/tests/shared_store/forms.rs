@@ -7,7 +7,8 @@ use std::time::Duration;
 use ratelimiter_userspace::clock;
 use ratelimiter_userspace::config::Secret;
 use ratelimiter_userspace::policy::model::Algorithm;
-use ratelimiter_userspace::redis::{Options, RedisStore};
+use ratelimiter_userspace::redis::{Options, Put, RedisStore, What};
+use ratelimiter_userspace::sync::config::{Body, Head};
 use ratelimiter_userspace::sync::{Answer, Beat, Entry, FleetKey, FleetQuota, Settle as _};
 use tempfile::TempDir;
 
@@ -141,6 +142,61 @@ fn functional(store: &RedisStore) {
     };
     let fleet = store.runtime().block_on(store.beat(&beat)).unwrap();
     assert_eq!((fleet.known, fleet.live), (1, 1));
+    configuration(store);
+}
+
+/// One configuration: seen, changed by whoever knows it, and by nobody else.
+fn configuration(store: &RedisStore) {
+    let secret = [0; 16];
+    let sealed = |revision, what: &str| {
+        let body = Body {
+            what: what.to_owned(),
+            ..Body::default()
+        };
+        let bytes = serde_json::to_vec(&body).unwrap();
+        (Head::of(&secret, 9, revision, &bytes), bytes, body)
+    };
+    let look = |known: &str| {
+        store
+            .runtime()
+            .block_on(store.configuration(known.as_bytes()))
+    };
+    let put = |expected: &str, (head, bytes, _): &(Head, Vec<u8>, Body)| {
+        let put = store.configure(expected.as_bytes(), head, bytes);
+        store.runtime().block_on(put)
+    };
+    let absent = look("").unwrap().unwrap();
+    assert_eq!((absent.what, absent.raw.len()), (What::Absent, 0));
+    let (first, second) = (sealed(1, "first"), sealed(2, "second"));
+    assert_eq!(put("", &first), Ok(Put::Written));
+    let (one, two) = (first.0.to_string(), second.0.to_string());
+    // Whoever knows it is sent nothing; whoever does not is sent it.
+    assert_eq!(look(&one), Ok(None));
+    let found = look("").unwrap().unwrap();
+    assert_eq!(found.what, What::Whole(first.0, Box::new(first.2.clone())));
+    // Two changes of the same: one is made, and the other sees it.
+    assert_eq!(put(&one, &second), Ok(Put::Written));
+    let Ok(Put::Moved(found)) = put(&one, &sealed(2, "another")) else {
+        panic!("two writes under one condition");
+    };
+    assert_eq!(
+        found.what,
+        What::Whole(second.0, Box::new(second.2.clone()))
+    );
+    assert_eq!(found.raw, two.as_bytes());
+    // What no host of the fleet wrote is told apart.
+    let (head, _, _) = sealed(3, "third");
+    let forged = (head, b"{}".to_vec(), Body::default());
+    assert_eq!(put(&two, &forged), Ok(Put::Written));
+    assert_eq!(look(&two).unwrap().unwrap().what, What::Damaged);
+    let strange = br#"{"by":"a newer agent","colour":"red"}"#.to_vec();
+    let strange = (Head::of(&secret, 9, 4, &strange), strange, Body::default());
+    assert_eq!(put(&head.to_string(), &strange), Ok(Put::Written));
+    let found = look(&two).unwrap().unwrap();
+    assert!(
+        matches!(found.what, What::Unknown(head, _) if head == strange.0),
+        "{found:?}"
+    );
 }
 
 /// Asks until the store grants something; how long that took.
@@ -243,7 +299,7 @@ fn a_server_over_tls_with_an_acl() {
     );
     // The rights that docs/redis-keys.md names, and no more.
     let words = "ACL SETUSER ratelimiter on >open-sesame-1234 ~rl:* ~{rl}:* +@scripting +@connection \
-                 +time +get +set +del +type +pexpire +zadd +zrem +zcard +zcount +zrangebyscore \
+                 +time +get +set +del +type +hget +hset +hstrlen +persist +pexpire +zadd +zrem +zcard +zcount +zrangebyscore \
                  +zremrangebyscore";
     let words: Vec<&str> = words.split_whitespace().collect();
     assert_eq!(asks(plain, &words).as_deref(), Some("OK"));

@@ -143,6 +143,7 @@ pub(crate) fn options(url: &str, password: Option<&str>) -> Options {
         },
         prefix: "rl".to_owned(),
         deadline: Duration::from_millis(50),
+        secret: [0; 16],
     }
 }
 

@@ -23,4 +23,4 @@ pub use status::{
     AttachRequest, CountView, CrowdView, Detached, InterfaceView, Readiness, Status, StoreView,
     TableView,
 };
-pub use sync::SyncView;
+pub use sync::{ConfigState, ConfigSyncView, SyncView};

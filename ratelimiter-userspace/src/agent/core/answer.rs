@@ -64,6 +64,7 @@ impl Core {
             path: path.to_owned(),
             expected,
             found: found.unwrap_or_else(|| "none".to_owned()),
+            revisions: None,
         })
     }
 

@@ -15,7 +15,7 @@ use crate::policy::model::{Document, ListEntry};
 use crate::store::NewChange;
 
 /// Who such entries are by.
-const BY: &str = "escalation";
+pub(super) const BY: &str = "escalation";
 /// How long the first block of an address lasts, in milliseconds; each further one twice as long.
 const FIRST_MS: u64 = 60_000;
 /// How long a block lasts at most, in milliseconds.

@@ -5,7 +5,9 @@
 mod answer;
 mod errors;
 mod escalate;
+mod fleet;
 mod install;
+mod own;
 mod trials;
 mod turn;
 
@@ -15,6 +17,8 @@ use std::time::Duration;
 use self::answer::differences;
 use self::errors::invalid;
 pub(super) use self::errors::{plane_error, store_error};
+pub(super) use self::fleet::Joining;
+use self::fleet::{Claim, Fleet, warn_alone};
 use self::install::known;
 use super::estimate::estimate;
 use super::state::{Shared, Trial, View};
@@ -30,6 +34,8 @@ use crate::policy::plan::{Budgets, Installed, Update};
 use crate::policy::set::{Compiled, Inputs, compile};
 use crate::store::{NewChange, Store};
 
+/// Times a change is built anew upon what others changed meanwhile.
+const REBUILDS: usize = 8;
 /// Name under which changes on trial are kept in the store.
 const TRIALS: &str = "trials";
 
@@ -49,6 +55,7 @@ pub(super) struct Core {
     risky_percent: u8,
     checks: Checks,
     offences: escalate::Offences,
+    fleet: Option<Fleet>,
 }
 
 /// What the core is built from.
@@ -60,6 +67,8 @@ pub(super) struct Parts {
     pub(super) confirm_within: Duration,
     pub(super) risky_percent: u8,
     pub(super) checks: Checks,
+    /// The store of the fleet that this host is in.
+    pub(super) joining: Option<Joining>,
     /// What the kernel holds.
     pub(super) found: crate::dataplane::Installed,
     /// What all sources share, where the kernel has it otherwise.
@@ -77,6 +86,11 @@ impl Core {
             .map_err(store_error)?
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default();
+        let trials: Vec<Trial> = trials;
+        let joining = parts.joining;
+        let fleet = joining
+            .map(|joining| joining.restore(&parts.store, (&stored, &trials)))
+            .transpose()?;
         let installed = known(parts.found);
         let fixed = Arc::new(parts.fixed);
         let document = Arc::new(overlay(&stored, &fixed));
@@ -110,7 +124,9 @@ impl Core {
             risky_percent: parts.risky_percent,
             checks: parts.checks,
             offences: escalate::Offences::new(),
+            fleet,
         };
+        core.show_standing();
         // A trial that ended while nobody was there is taken back before anybody can see it.
         core.tick();
         if let Some(budgets) = parts.budgets {
@@ -126,13 +142,34 @@ impl Core {
         Ok(core)
     }
 
-    /// Makes a change.
+    /// Makes a change. Where others in the fleet changed something meanwhile, it is made upon that,
+    /// if its condition still holds.
     pub(super) fn change(
         &mut self,
         edit: &Edit,
         options: &ChangeOptions,
         caller: &Caller,
     ) -> Result<Changed> {
+        let began_at = self.fleet_revision();
+        for _ in 0..REBUILDS {
+            let changed = self.try_change(edit, options, caller);
+            let now_at = self.fleet_revision();
+            if let Some(changed) = changed.map_err(|error| error.between(began_at, now_at))? {
+                return Ok(changed);
+            }
+        }
+        Err(AdminError::Conflict(format!(
+            "the fleet's configuration was changed by others {REBUILDS} times meanwhile; try again"
+        )))
+    }
+
+    /// `None` if the fleet has another configuration, which is in force now.
+    fn try_change(
+        &mut self,
+        edit: &Edit,
+        options: &ChangeOptions,
+        caller: &Caller,
+    ) -> Result<Option<Changed>> {
         let path = edit.path();
         self.check_writable(&path)?;
         self.check_condition(&path, options.if_match.as_ref())?;
@@ -141,7 +178,7 @@ impl Core {
         let mut changed = self.answer(&path, edit.what(), &edited, &next.1);
         changed.dry_run = options.dry_run;
         if !changed.changed {
-            return Ok(changed);
+            return Ok(Some(changed));
         }
         let try_for = options.try_for.or_else(|| {
             self.is_risky(&next.1, caller)
@@ -180,13 +217,21 @@ impl Core {
             let figured = self.shared.figured.load();
             let (talkers, observed_s) = (&figured.talkers, figured.observed_s);
             changed.traffic = Some(estimate(&self.compiled, &next, talkers, observed_s));
-            return Ok(changed);
+            return Ok(Some(changed));
         }
-        self.commit(edited, next, change, trial.clone())?;
+        let trials: Vec<Trial> = self.trials.iter().chain(&trial).cloned().collect();
+        let claim = self.claim(&edited, &trials, &caller.name, &change.what)?;
+        if claim == Claim::Moved {
+            return Ok(None);
+        }
+        let committed = self.commit(edited, next, change, trial.clone());
+        self.claimed(&claim, committed.is_ok());
+        committed?;
+        warn_alone(&claim, &mut changed);
         changed.revision = self.stored.revision;
         changed.confirm_by = deadline_unix_ms.map(clock::rfc3339);
         changed.pending = trial.as_ref().map(Trial::pending);
-        Ok(changed)
+        Ok(Some(changed))
     }
 
     /// Replaces what the configuration file says. Nothing is stored.

@@ -14,8 +14,9 @@ use crate::policy::trial;
 use crate::store::NewChange;
 
 use super::errors::{plane_error, store_error};
+use super::fleet::{Claim, warn_alone};
 use super::install::Numbers;
-use super::{Core, TRIALS};
+use super::{Core, REBUILDS, TRIALS};
 
 impl Core {
     /// Keeps changes on trial.
@@ -24,33 +25,60 @@ impl Core {
         revision: Option<u64>,
         by: &str,
     ) -> Result<Vec<Changed>> {
+        for _ in 0..REBUILDS {
+            if let Some(changed) = self.try_confirm(revision, by)? {
+                return Ok(changed);
+            }
+        }
+        Err(AdminError::Conflict(format!(
+            "the fleet's configuration was changed by others {REBUILDS} times meanwhile; try again"
+        )))
+    }
+
+    /// `None` if the fleet has another configuration, which is in force now.
+    fn try_confirm(&mut self, revision: Option<u64>, by: &str) -> Result<Option<Vec<Changed>>> {
         let (chosen, rest) = self.choose(revision)?;
+        let stored = Arc::clone(&self.stored);
+        let what = match chosen.as_slice() {
+            [one] => format!("confirm `{}`", one.path),
+            many => format!("confirm {} changes", many.len()),
+        };
+        let claim = self.claim(&stored, &rest, by, &what)?;
+        if claim == Claim::Moved {
+            return Ok(None);
+        }
         let kept = std::mem::replace(&mut self.trials, rest);
         let confirmed = self
             .leased(&self.stored, &self.compiled, &self.trials)
             .and_then(|next| self.install(&next))
             .and_then(|()| self.save_trials());
-        if let Err(error) = confirmed {
+        if confirmed.is_err() {
             self.trials = kept;
+        }
+        self.claimed(&claim, confirmed.is_ok());
+        if let Err(error) = confirmed {
             self.reinstall();
             return Err(error);
         }
         self.publish();
-        Ok(chosen
+        let confirmed = chosen
             .iter()
             .map(|trial| {
                 let what = format!("confirm `{}` (revision {})", trial.path, trial.revision);
                 self.shared
                     .events
                     .push(EventKind::Change, format!("{by}: {what}"));
-                Changed {
+                let mut changed = Changed {
                     revision: self.stored.revision,
                     path: trial.path.clone(),
                     what,
                     ..Changed::default()
-                }
+                };
+                warn_alone(&claim, &mut changed);
+                changed
             })
-            .collect())
+            .collect();
+        Ok(Some(confirmed))
     }
 
     /// Takes changes on trial back, the newest first.

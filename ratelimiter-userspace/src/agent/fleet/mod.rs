@@ -324,6 +324,7 @@ impl Running {
         let mut gone = Vec::new();
         let now_ns = clock::monotonic_ns();
         let (rules, hasher) = (&self.rules, &self.worker.hasher);
+        let revision = self.worker.shared.following.revision();
         let mut clocks: HashMap<u32, [u64; KERNEL_UNITS]> = HashMap::new();
         self.worker.plane.read_tracked(&hot, &mut |key, tracked| {
             let Some(tracked) = tracked else {
@@ -349,7 +350,8 @@ impl Running {
                 clocks.map(|clock| clock.piece(now_ns).at(segment_ns))
             });
             for (unit, now) in (0..).zip(now.iter()) {
-                if let Some(rule) = rules.rule(hasher, slot, unit, key) {
+                if let Some(mut rule) = rules.rule(hasher, slot, unit, key) {
+                    rule.quota.revision = revision;
                     readings.push(Reading {
                         id: Id { source: key, unit },
                         rule,

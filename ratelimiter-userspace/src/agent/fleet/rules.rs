@@ -142,7 +142,8 @@ fn rules_of(view: &View, slot: u32, now_ns: u64) -> [Option<UnitRule>; KERNEL_UN
                 burst: quota.burst << bits,
                 window_us: quota.window_ns / 1_000,
                 grain: 1,
-                revision: view.document.revision.max(1),
+                // Put in when it is read.
+                revision: 0,
             },
             on_loss: effective.spec.on_store_loss.unwrap_or_default(),
         });

@@ -56,14 +56,14 @@ fn spawn(directory: &TempDir) -> Child {
         .expect("redis-server must be installed: `apt-get install redis-server`")
 }
 
-async fn agent(redis: &Redis) -> Agent {
+pub(super) async fn agent(redis: &Redis) -> Agent {
     let mut settings = settings();
     settings.redis.url = redis.url().parse().unwrap();
     start(settings).await
 }
 
 /// Waits until `GET path` of the admin API has `field` as `wanted`.
-async fn until(agent: &Agent, path: &str, field: &str, wanted: serde_json::Value) {
+pub(super) async fn until(agent: &Agent, path: &str, field: &str, wanted: serde_json::Value) {
     let begin = clock::instant();
     loop {
         let answer = agent.get(path).await;

@@ -132,6 +132,7 @@ impl Fleet {
     fn batch(&self, inner: &Inner, marker: bool) -> Option<Batch> {
         let around = self.around();
         let now_ns = clock::fast_ns();
+        let revision = self.revision.load(Ordering::Relaxed);
         let mut batch = Batch {
             entries: Vec::new(),
             of: Vec::new(),
@@ -147,7 +148,8 @@ impl Fleet {
             };
             let entries = inner.engine.entries(&around, who, needs, now_ns);
             if let Some(entries) = entries.filter(|entries| !entries.is_empty()) {
-                for (number, entry) in entries {
+                for (number, mut entry) in entries {
+                    entry.quota.revision = revision;
                     batch.entries.push(entry);
                     batch.of.push(Some((who, number)));
                 }

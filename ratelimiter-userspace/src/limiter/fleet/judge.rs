@@ -298,7 +298,7 @@ pub(in crate::limiter) fn fleet_terms(
             burst: ticks(scaled_burst(quota.burst, factor * burst_scale)),
             window_us: (quota.window_ns / 1_000).max(1),
             grain: 1 << TICK_BITS,
-            // Hosts that do not share their configuration have no common count of its changes.
+            // Put in when it is sent: every change of the configuration raises it.
             revision: 0,
         },
         exact: consistency == Consistency::Exact,

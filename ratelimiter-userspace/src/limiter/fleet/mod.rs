@@ -102,6 +102,8 @@ pub(super) struct Fleet {
     live: AtomicU32,
     alone: AtomicBool,
     epoch: AtomicU64,
+    /// What quotas carry: rises with every change of the configuration.
+    revision: AtomicU64,
     queue: Mutex<Queue>,
     wake: Notify,
     waited: AtomicU64,
@@ -120,6 +122,7 @@ impl Fleet {
             // Nobody has answered yet.
             alone: AtomicBool::new(true),
             epoch: AtomicU64::new(1),
+            revision: AtomicU64::new(0),
             queue: Mutex::default(),
             wake: Notify::new(),
             waited: AtomicU64::new(0),
@@ -246,6 +249,15 @@ impl RateLimiter {
             .fleet
             .as_ref()
             .map(|fleet| fleet.status())
+    }
+
+    /// The quotas in force are those of `revision` of the configuration that the fleet shares: a
+    /// store that knows a larger burst from an older revision lowers what is owed to the new one.
+    /// To be said after they were applied.
+    pub fn quotas_are_of(&self, revision: u64) {
+        if let Some(fleet) = &self.inner().engine.fleet {
+            fleet.revision.store(revision, Ordering::Relaxed);
+        }
     }
 
     /// Settles everything with the store at the next moment, as after it was emptied.

@@ -17,14 +17,15 @@ pub(super) struct Membership {
 }
 
 impl Membership {
-    /// As `settings` say, as the host numbered `host`.
-    pub(super) fn new(settings: &Redis, store: &SharedStore, host: u64) -> Self {
+    /// As `settings` say, as the host numbered `host`, which knew of `known` hosts.
+    pub(super) fn new(settings: &Redis, store: &SharedStore, host: u64, known: u32) -> Self {
         let ms = Duration::from_millis;
         Self {
             redis: store.store.clone(),
             options: FleetOptions {
                 secret: store.key,
                 host,
+                known,
                 lease: ms(settings.lease_ms),
                 interval: ms(settings.sync_interval_ms),
                 exact_deadline: ms(settings.exact_deadline_ms),

@@ -158,9 +158,10 @@ pub async fn serve(
         Some(_) => shared_store::host_number(store.as_ref())?,
         None => 0,
     };
-    let member = shared_store
-        .as_ref()
-        .map(|shared_store| Membership::new(&settings.redis, shared_store, host));
+    let member = shared_store.as_ref().map(|shared_store| {
+        let known = shared_store::known_hosts(store.as_ref());
+        Membership::new(&settings.redis, shared_store, host, known)
+    });
     let core = {
         let (plane, store, settings) = (Arc::clone(&plane), Arc::clone(&store), settings.clone());
         let gate = Arc::clone(&gate);
@@ -196,22 +197,19 @@ pub async fn serve(
     };
     let (stop_fleet, fleet_stopped) = std::sync::mpsc::channel();
     let fleet_thread = match &shared_store {
-        None => None,
+        None => {
+            fleet::undo_parts(&plane).await;
+            None
+        }
         Some(shared_store) => {
-            let worker = fleet::Worker {
-                plane: Arc::clone(&plane),
-                shared: Arc::clone(&shared),
-                store: Arc::new(shared_store.store.clone()),
-                runtime: shared_store.store.runtime(),
-                hasher: crate::sync::KeyHasher::new(&shared_store.key),
+            let interval = Duration::from_millis(settings.redis.sync_interval_ms);
+            let worker = fleet::Worker::new(
+                (&plane, &shared, &store),
+                shared_store,
                 samples,
-                host,
-                interval: Duration::from_millis(settings.redis.sync_interval_ms),
-            };
-            let thread = std::thread::Builder::new()
-                .name("fleet".to_owned())
-                .spawn(move || worker.run(&fleet_stopped));
-            Some(thread.context("starting the thread that settles with the fleet")?)
+                (host, interval),
+            );
+            Some(worker.start(fleet_stopped)?)
         }
     };
     let redis = shared_store.as_ref().map(|shared| shared.store.clone());

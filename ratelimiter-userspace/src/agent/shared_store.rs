@@ -14,6 +14,9 @@ use crate::store::Store;
 /// Name under which this host's number is kept.
 const HOST: &str = "fleet-host";
 
+/// Name under which it is kept how many hosts there were.
+const HOSTS: &str = "fleet-hosts";
+
 /// Shortest secret: what cannot be tried out.
 const KEY_SECRET_BYTES: usize = 16;
 
@@ -88,6 +91,21 @@ pub(super) fn host_number(store: &dyn Store) -> anyhow::Result<u64> {
     Ok(number)
 }
 
+/// How many hosts the fleet had when this one knew last; 1 if it never did.
+pub(super) fn known_hosts(store: &dyn Store) -> u32 {
+    let kept = store.load_usage(HOSTS).ok().flatten();
+    let bytes = kept.and_then(|bytes| <[u8; 4]>::try_from(bytes.as_slice()).ok());
+    bytes.map_or(1, u32::from_le_bytes).max(1)
+}
+
+/// Keeps how many hosts there are.
+pub(super) fn keep_known_hosts(
+    store: &dyn Store,
+    known: u32,
+) -> Result<(), crate::store::StoreError> {
+    store.save_usage(HOSTS, &known.to_le_bytes())
+}
+
 fn bytes(path: &str) -> anyhow::Result<Vec<u8>> {
     std::fs::read(path).with_context(|| format!("reading `{path}`"))
 }
@@ -126,6 +144,14 @@ mod tests {
         assert_eq!(host_number(&here).unwrap(), number);
         assert_ne!(host_number(&there).unwrap(), number);
         assert!(number > 0 && number < 1 << 53);
+    }
+
+    #[test]
+    fn a_host_remembers_how_many_there_were() {
+        let store = MemoryStore::default();
+        assert_eq!(known_hosts(&store), 1);
+        keep_known_hosts(&store, 7).unwrap();
+        assert_eq!(known_hosts(&store), 7);
     }
 
     #[test]

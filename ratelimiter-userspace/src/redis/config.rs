@@ -110,7 +110,7 @@ impl Inner {
         let within = self.deadline().max(DEADLINE);
         let keys = [self.config_key()];
         let value = self
-            .run_within(&current, &self.config, &keys, &arguments, within)
+            .run_within(&current, &self.config, (&keys, &arguments), within, true)
             .await?;
         let read = || match value {
             Value::Array(parts) => match <[Value; 3]>::try_from(parts) {

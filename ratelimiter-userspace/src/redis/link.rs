@@ -19,11 +19,8 @@ use super::script::{Script, command, is_server, reason, severity};
 use super::wire;
 use crate::clock;
 use crate::policy::model::Algorithm;
-use crate::sync::beat::{ABSENT_US, FORGOTTEN_US, HOT_US, MAX_HOT};
 use crate::sync::settle::MAX_BATCH;
-use crate::sync::{
-    Beat, Entry, Fleet, FleetKey, FleetQuota, HotSource, Settle, Settled, Unsettled,
-};
+use crate::sync::{Beat, Entry, Fleet, FleetKey, FleetQuota, Settle, Settled, Unsettled};
 
 /// Calls under way at once; one more is refused, so that nothing queues up behind a slow store.
 const IN_FLIGHT: usize = 256;
@@ -96,7 +93,7 @@ pub(super) struct Inner {
     broken: Notify,
     in_flight: Semaphore,
     settle: Script,
-    beat: Script,
+    pub(super) beat: Script,
     adaptive: Script,
     pub(super) config: Script,
 }
@@ -172,7 +169,7 @@ impl RedisStore {
     /// Unix epoch. Not for batches that a cluster would divide.
     pub async fn settle_at(&self, batch: &[Entry]) -> Result<(u64, Settled), Unsettled> {
         let current = self.inner.current()?;
-        self.inner.settle_together(&current, batch).await
+        self.inner.settle_together(&current, batch, true).await
     }
 
     /// Names of a backend's state and records; they share a slot of a cluster.
@@ -244,7 +241,7 @@ impl Inner {
             )));
         }
         if !current.is_cluster {
-            let (_, settled) = self.settle_together(&current, batch).await?;
+            let (_, settled) = self.settle_together(&current, batch, true).await?;
             return Ok(settled);
         }
         // One call per hash tag: the keys of one call must share a slot.
@@ -264,22 +261,24 @@ impl Inner {
             .collect();
         let calls = groups
             .iter()
-            .map(|(_, entries)| self.settle_together(&current, entries));
+            .map(|(_, entries)| self.settle_together(&current, entries, false));
         let mut all = Settled {
             answers: vec![crate::sync::Answer::default(); batch.len()],
             ..Settled::default()
         };
         let settled = futures_util::future::join_all(calls).await;
-        if let Some(error) = settled.iter().find_map(|one| one.as_ref().err()) {
-            // What the others settled is charged: nobody may send it again.
-            return Err(if settled.iter().any(Result::is_ok) {
-                Unsettled::Broken(error.to_string())
-            } else {
-                error.clone()
-            });
+        // One server of several that is away takes its own entries with it and nobody else's.
+        if !settled.iter().any(Result::is_ok)
+            && let Some(Err(error)) = settled.first()
+        {
+            self.failed(Failure::Doubtful);
+            return Err(error.clone());
         }
         for ((group, _), settled) in groups.iter().zip(settled) {
-            let (_, settled) = settled?;
+            let Ok((_, settled)) = settled else {
+                all.lost.extend(group);
+                continue;
+            };
             all.clamped += settled.clamped;
             all.mended += settled.mended;
             for (place, answer) in group.iter().zip(settled.answers) {
@@ -288,14 +287,17 @@ impl Inner {
                 }
             }
         }
+        all.lost.sort_unstable();
         Ok(all)
     }
 
-    /// Settles entries whose keys are in one place.
+    /// Settles entries whose keys are in one place. `alone` says whether a failure counts as the
+    /// store's.
     async fn settle_together(
         &self,
         current: &Current,
         batch: &[Entry],
+        alone: bool,
     ) -> Result<(u64, Settled), Unsettled> {
         let keys: Vec<String> = batch
             .iter()
@@ -303,7 +305,10 @@ impl Inner {
             .collect();
         let arguments: Vec<Vec<u8>> = batch.iter().map(wire::pack).collect();
         count(&self.counts.entries, batch.len() as u64);
-        let value = self.run(current, &self.settle, &keys, &arguments).await?;
+        let within = self.options.deadline;
+        let value = self
+            .run_within(current, &self.settle, (&keys, &arguments), within, alone)
+            .await?;
         let Value::BulkString(bytes) = value else {
             return Err(self.garbled("not a string"));
         };
@@ -311,52 +316,6 @@ impl Inner {
         count(&self.counts.clamped, unpacked.settled.clamped);
         count(&self.counts.mended, unpacked.settled.mended);
         Ok((unpacked.now_us, unpacked.settled))
-    }
-
-    async fn beat_once(&self, beat: &Beat) -> Result<Fleet, Unsettled> {
-        let current = self.current()?;
-        let prefix = &self.options.prefix;
-        let keys = [format!("{{{prefix}}}:hosts"), format!("{{{prefix}}}:hot")];
-        let mut arguments: Vec<Vec<u8>> = [
-            format!("{:016x}", beat.host),
-            u8::from(beat.leaving).to_string(),
-            beat.cursor_us.to_string(),
-            FORGOTTEN_US.to_string(),
-            ABSENT_US.to_string(),
-            HOT_US.to_string(),
-            MAX_HOT.to_string(),
-        ]
-        .map(String::into_bytes)
-        .to_vec();
-        let hot = beat.hot.iter().take(MAX_HOT);
-        arguments.extend(hot.map(|source| source.to_be_bytes().to_vec()));
-        let value = self.run(&current, &self.beat, &keys, &arguments).await?;
-        let Value::Array(found) = value else {
-            return Err(self.garbled("not a list"));
-        };
-        let [known, live, cursor, hot @ ..] = found.as_slice() else {
-            return Err(self.garbled("too short a list"));
-        };
-        let whole = |value: &Value| redis::from_redis_value_ref::<u64>(value).ok();
-        let host_count = |value: &Value| whole(value).and_then(|count| u32::try_from(count).ok());
-        let source = |value: &Value| match value {
-            Value::BulkString(bytes) => bytes
-                .as_slice()
-                .try_into()
-                .ok()
-                .map(HotSource::from_be_bytes),
-            _ => None,
-        };
-        let read = || {
-            Some(Fleet {
-                known: host_count(known)?,
-                live: host_count(live)?,
-                cursor_us: whole(cursor)?,
-                // What another version of ours put there is skipped.
-                hot: hot.iter().filter_map(source).take(MAX_HOT).collect(),
-            })
-        };
-        read().ok_or_else(|| self.garbled("not numbers"))
     }
 
     pub(super) fn current(&self) -> Result<Arc<Current>, Unsettled> {
@@ -375,7 +334,7 @@ impl Inner {
     }
 
     /// Calls a script, with the deadline around everything.
-    async fn run(
+    pub(super) async fn run(
         &self,
         current: &Current,
         script: &Script,
@@ -383,7 +342,7 @@ impl Inner {
         arguments: &[Vec<u8>],
     ) -> Result<Value, Unsettled> {
         let within = self.options.deadline;
-        self.run_within(current, script, keys, arguments, within)
+        self.run_within(current, script, (keys, arguments), within, true)
             .await
     }
 
@@ -391,10 +350,15 @@ impl Inner {
         &self,
         current: &Current,
         script: &Script,
-        keys: &[String],
-        arguments: &[Vec<u8>],
+        (keys, arguments): (&[String], &[Vec<u8>]),
         within: Duration,
+        alone: bool,
     ) -> Result<Value, Unsettled> {
+        let failed = |failure| {
+            if alone {
+                self.failed(failure);
+            }
+        };
         let Ok(_permit) = self.in_flight.try_acquire() else {
             count(&self.counts.refused, 1);
             return Err(Unsettled::Away(format!(
@@ -417,7 +381,7 @@ impl Inner {
                 count(&self.counts.failed, 1);
                 let text = reason(&error);
                 self.counts.say(text.clone());
-                self.failed(severity(&error, current.is_cluster));
+                failed(severity(&error, current.is_cluster));
                 // What was on its way when the connection went may have arrived.
                 if error.is_io_error() && !error.is_connection_refusal() {
                     Err(Unsettled::Broken(text))
@@ -429,7 +393,7 @@ impl Inner {
                 count(&self.counts.late, 1);
                 let ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
                 self.counts.say(format!("no answer within {ms} ms"));
-                self.failed(Failure::Doubtful);
+                failed(Failure::Doubtful);
                 Err(Unsettled::Late(ms))
             }
         }
@@ -487,7 +451,9 @@ impl Inner {
             revision: 0,
         };
         let entry = Entry::read(FleetKey(0), quota);
-        self.settle_together(current, &[entry]).await.map(drop)
+        self.settle_together(current, &[entry], true)
+            .await
+            .map(drop)
     }
 }
 

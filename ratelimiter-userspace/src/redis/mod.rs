@@ -8,6 +8,7 @@
 //! - `config`: the configuration that the fleet shares
 //! - `connect`: from settings to a connection; `pace`: when to try again
 //! - `link`: the task that owns the connection; `figures`: what is counted
+//! - `registry`: who lives, and which sources are hot
 //! - `script`: scripts as commands, and what errors mean
 //! - `adaptive`: one state of a backend's controllers for all hosts
 //! - `wire`, `lua/*.lua`: what is said. What `settle.lua` does is written down in
@@ -21,6 +22,7 @@ mod connect;
 mod figures;
 mod link;
 mod pace;
+mod registry;
 mod script;
 mod wire;
 

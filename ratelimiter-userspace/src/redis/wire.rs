@@ -80,6 +80,7 @@ pub(super) fn unpack(bytes: &[u8], entries: usize) -> Result<Unpacked, String> {
             answers,
             clamped,
             mended,
+            lost: Vec::new(),
         },
     })
 }

@@ -30,6 +30,8 @@ pub struct Beat {
     pub hot: Vec<HotSource>,
     /// [`Fleet::cursor_us`] of the last answer; 0 for everything.
     pub cursor_us: u64,
+    /// Most hot sources of others to be told, at most [`MAX_HOT`]; 0 by who has no use for them.
+    pub most: usize,
 }
 
 /// What a host learns.

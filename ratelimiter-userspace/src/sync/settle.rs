@@ -244,6 +244,21 @@ pub struct Settled {
     pub clamped: u64,
     /// Keys whose stored state made no sense and was dropped.
     pub mended: u64,
+    /// Places of the entries that were not answered, ascending; their answers are empty. One part of
+    /// a cluster may be away; nobody knows whether it charged them. A store of one server answers
+    /// all or none.
+    pub lost: Vec<usize>,
+}
+
+impl Settled {
+    /// The answer to entry number `place`, if it was answered.
+    #[must_use]
+    pub fn answer(&self, place: usize) -> Option<&Answer> {
+        match self.lost.binary_search(&place) {
+            Ok(_) => None,
+            Err(_) => self.answers.get(place),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -185,6 +185,7 @@ fn hosts_are_known_and_hot_sources_go_round() {
     let beat = |beat: &Beat| store.runtime().block_on(store.beat(beat)).unwrap();
     let of = |host| Beat {
         host,
+        most: 10,
         ..Beat::default()
     };
     assert_eq!((beat(&of(1)).known, beat(&of(2)).live), (1, 2));
@@ -196,6 +197,8 @@ fn hosts_are_known_and_hot_sources_go_round() {
     let mut heard = beat(&of(2));
     heard.hot.sort_unstable();
     assert_eq!(heard.hot, [0x0a00_0001, 0x0a00_0002]);
+    let quiet = beat(&Beat { most: 0, ..of(2) });
+    assert_eq!((quiet.hot.len(), quiet.cursor_us, quiet.known), (0, 0, 2));
     let again = beat(&Beat {
         cursor_us: heard.cursor_us,
         ..of(2)

@@ -105,27 +105,7 @@ fn settle(store: &RedisStore, batch: &[Entry]) -> Option<Vec<Answer>> {
 /// charged once, and the registry.
 fn functional(store: &RedisStore) {
     wait_until("the store is connected", || store.is_connected());
-    let quota = |algorithm| FleetQuota {
-        algorithm,
-        limit: 10,
-        burst: 10,
-        window_us: 60_000_000,
-        grain: 1,
-        revision: 1,
-    };
-    let algorithms = [
-        Algorithm::TokenBucket,
-        Algorithm::SlidingLog,
-        Algorithm::SlidingWindow,
-        Algorithm::FixedWindow,
-    ];
-    // Keys all over the slots of a cluster.
-    let batch: Vec<Entry> = (1..=200_u128)
-        .map(|n| {
-            let key = FleetKey(n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
-            Entry::take(key, quota(algorithms[n as usize % 4]), 4, 1)
-        })
-        .collect();
+    let batch = batch();
     for (round, granted) in [4, 4, 2].into_iter().enumerate() {
         let answers = settle(store, &batch).unwrap_or_else(|| panic!("{:?}", store.figures()));
         for (answer, entry) in answers.iter().zip(&batch) {
@@ -143,6 +123,30 @@ fn functional(store: &RedisStore) {
     let fleet = store.runtime().block_on(store.beat(&beat)).unwrap();
     assert_eq!((fleet.known, fleet.live), (1, 1));
     configuration(store);
+}
+
+/// Keys all over the slots of a cluster, each asking for 4 of 10.
+fn batch() -> Vec<Entry> {
+    let quota = |algorithm| FleetQuota {
+        algorithm,
+        limit: 10,
+        burst: 10,
+        window_us: 60_000_000,
+        grain: 1,
+        revision: 1,
+    };
+    let algorithms = [
+        Algorithm::TokenBucket,
+        Algorithm::SlidingLog,
+        Algorithm::SlidingWindow,
+        Algorithm::FixedWindow,
+    ];
+    (1..=200_u128)
+        .map(|n| {
+            let key = FleetKey(n.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835));
+            Entry::take(key, quota(algorithms[n as usize % 4]), 4, 1)
+        })
+        .collect()
 }
 
 /// One configuration: seen, changed by whoever knows it, and by nobody else.
@@ -438,6 +442,18 @@ fn a_cluster_is_one_store_also_after_a_failover() {
     first.kill().unwrap();
     first.wait().unwrap();
     let begin = clock::instant();
+    // Until somebody takes its place its keys are lost, and at first some that met the client's own
+    // search for it; the others are answered.
+    let batch = batch();
+    let settled = store.runtime().block_on(store.settle(&batch)).unwrap();
+    let lost = settled.lost.len();
+    assert!((1..200).contains(&lost), "{lost} of 200 keys were lost");
+    for (place, answer) in settled.answers.iter().enumerate() {
+        let is_lost = settled.lost.contains(&place);
+        assert_eq!(answer.fleet_spend == 0, is_lost, "{place}: {answer:?}");
+        assert_eq!(settled.answer(place).is_none(), is_lost);
+    }
+    assert!(store.is_connected(), "the others are there");
     // Every third of the keys was on the node that died.
     for n in 1..=30_u128 {
         until_granted(&store, n << 116 | n);

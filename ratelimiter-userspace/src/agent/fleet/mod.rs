@@ -5,9 +5,11 @@
 //! tracked entries, sends what is due, and asks the kernel's helper for what follows. A packet
 //! never waits for it, and a store that does not answer costs a deadline an interval.
 //!
+//! - `start`: the thread; what is undone where there is none
 //! - `rules`: from the policy in force to what a key is settled by
 
 mod rules;
+mod start;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,9 +24,12 @@ use ratelimiter_common::quota::KERNEL_UNITS;
 use tokio::runtime::Handle;
 
 use self::rules::{Rules, is_shared, place_of, units_of};
+pub(super) use self::start::undo_parts;
+use super::shared_store;
 use super::state::{Shared, View};
 use crate::clock;
 use crate::dataplane::{DataPlane, Error};
+use crate::store::Store;
 use crate::sync::host::{Exchange, Figures, Host, Id, Reading, Tuning, WHOLE};
 use crate::sync::{Beat, KeyHasher, Settle, Unsettled};
 
@@ -42,16 +47,18 @@ pub(super) fn channel() -> (SyncSender<Vec<Sample>>, Receiver<Vec<Sample>>) {
 
 /// What the thread works with.
 pub(super) struct Worker {
-    pub(super) plane: Arc<dyn DataPlane>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) store: Arc<dyn Settle>,
+    plane: Arc<dyn DataPlane>,
+    shared: Arc<Shared>,
+    store: Arc<dyn Settle>,
     /// Where the store's answers are waited for.
-    pub(super) runtime: Handle,
-    pub(super) hasher: KeyHasher,
-    pub(super) samples: Receiver<Vec<Sample>>,
+    runtime: Handle,
+    hasher: KeyHasher,
+    samples: Receiver<Vec<Sample>>,
     /// Name of this host in the registry.
-    pub(super) host: u64,
-    pub(super) interval: Duration,
+    host: u64,
+    interval: Duration,
+    /// Where it is kept how many hosts there were.
+    keeps: Arc<dyn Store>,
 }
 
 /// The thread's state.
@@ -62,6 +69,8 @@ struct Running {
     /// Sources this agent made tracked, and the zone each came from.
     promoted: HashMap<SourceKey, Home>,
     problem: Option<String>,
+    /// Hosts that were last written down.
+    known: u32,
 }
 
 /// Where a source of the crowd lives.
@@ -73,7 +82,7 @@ struct Home {
 
 impl Worker {
     /// Settles once an interval until `stop` is dropped; then says good-bye.
-    pub(super) fn run(self, stop: &Receiver<()>) {
+    fn run(self, stop: &Receiver<()>) {
         let tables = self.plane.tables();
         let configured = self.shared.view.load().compiled.tracked.len();
         let tuning = Tuning {
@@ -83,8 +92,10 @@ impl Worker {
                 .min(Tuning::default().max_hot),
             ..Tuning::default()
         };
+        let known = shared_store::known_hosts(self.keeps.as_ref());
         let mut running = Running {
-            host: Host::new(self.host, tuning),
+            known,
+            host: Host::new(self.host, tuning).remembering(known),
             rules: Rules::default(),
             promoted: HashMap::new(),
             problem: None,
@@ -120,12 +131,10 @@ impl Running {
     fn adopt(&mut self) {
         let view = self.worker.shared.view.load_full();
         let configured = &view.compiled.tracked;
-        let mut scaled = Vec::new();
         let mut found = Vec::new();
-        let scanned = self.worker.plane.scan_tracked(&mut |key, tracked| {
-            if tracked.cost_scale > WHOLE {
-                scaled.push(scale(key, WHOLE));
-            }
+        let undone = unscale(self.worker.plane.as_ref());
+        self.note(undone);
+        let scanned = self.worker.plane.scan_tracked(&mut |key, _| {
             if configured
                 .binary_search_by_key(&key, |(key, _)| *key)
                 .is_err()
@@ -133,8 +142,7 @@ impl Running {
                 found.push(key);
             }
         });
-        let done = scanned.and_then(|()| self.worker.plane.merge(&mut scaled));
-        self.note(done);
+        self.note(scanned);
         let now_us = now_us();
         for key in found {
             if let Some(place) = place_of(&view, key) {
@@ -201,7 +209,13 @@ impl Running {
         }
         let scales = self.host.scales(now_us());
         ops.extend(scales.iter().map(|to| scale(to.source, to.part)));
-        self.worker.plane.merge(&mut ops)?;
+        let merged = self.worker.plane.merge(&mut ops);
+        let failed = |op: &&MergeOp| merged.is_err() || op.result != result::DONE;
+        for op in ops.iter().filter(|op| op.op == op::SCALE).filter(failed) {
+            self.host.unscaled(op.key);
+        }
+        merged?;
+        self.keep_known(answered_us);
         self.demote()
     }
 
@@ -297,6 +311,15 @@ impl Running {
     fn demote(&mut self) -> Result<(), Error> {
         for key in self.host.cold(now_us()) {
             let Some(home) = self.promoted.get(&key).copied() else {
+                // It stays tracked, and nobody would speed its clock up again.
+                if self.host.is_scaled(key) {
+                    let mut undo = [scale(key, WHOLE)];
+                    self.worker.plane.merge(&mut undo)?;
+                    let gone = [result::DONE, result::ABSENT];
+                    if !undo.iter().all(|op| gone.contains(&op.result)) {
+                        continue;
+                    }
+                }
                 self.host.cool(key);
                 continue;
             };
@@ -368,7 +391,22 @@ impl Running {
         Ok(readings)
     }
 
+    /// Writes down how many hosts there are: what `strict` goes by at a start without the store.
+    fn keep_known(&mut self, now_us: u64) {
+        let known = self.host.figures(now_us).known;
+        if known != self.known {
+            self.known = known;
+            let kept = shared_store::keep_known_hosts(self.worker.keeps.as_ref(), known);
+            if let Err(error) = kept {
+                tracing::warn!(%error, "how many hosts there are is not kept");
+            }
+        }
+    }
+
     fn leave(&mut self) {
+        // Nobody speeds slowed clocks up while there is no agent.
+        let undone = unscale(self.worker.plane.as_ref());
+        self.note(undone);
         let leaving = Beat {
             host: self.worker.host,
             leaving: true,
@@ -399,6 +437,17 @@ impl Running {
 fn without_shared(mut beat: Beat) -> Beat {
     beat.hot.retain(|key| !is_shared(*key));
     beat
+}
+
+/// Lets every tracked source's clock run at its whole rate.
+fn unscale(plane: &dyn DataPlane) -> Result<(), Error> {
+    let mut scaled = Vec::new();
+    plane.scan_tracked(&mut |key, tracked| {
+        if tracked.cost_scale > WHOLE {
+            scaled.push(scale(key, WHOLE));
+        }
+    })?;
+    plane.merge(&mut scaled)
 }
 
 fn scale(key: SourceKey, part: u32) -> MergeOp {

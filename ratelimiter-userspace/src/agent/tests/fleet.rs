@@ -1,12 +1,16 @@
 //! Agents that share a real Redis: one limit for a client, and readiness that tells the truth.
 
+use std::net::Ipv4Addr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::harness::{Agent, settings, start};
+use ratelimiter_common::abi::merge::{MergeOp, op};
+
+use super::harness::{Agent, settings, start, start_on};
 use crate::clock;
+use crate::dataplane::FakeDataPlane;
 
 /// A `redis-server` behind a Unix socket; killed when dropped.
 pub(super) struct Redis {
@@ -143,4 +147,36 @@ async fn agents_that_share_a_redis_give_a_client_one_limit() {
         false,
         "what was owed is still owed"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clocks_that_a_fleet_slowed_run_again_at_its_end_and_at_a_start_without_it() {
+    let redis = Redis::start();
+    // A source that is tracked because it is configured.
+    let key = u64::from(u32::from(Ipv4Addr::new(192, 0, 2, 9)));
+    let mut alone = settings();
+    let client = serde_json::json!({"sources": ["192.0.2.9/32"], "limits": {
+        "packets": {"rate_limit": 5, "time_window": 1, "unit": "packets"}}});
+    let client = serde_json::from_value(client).unwrap();
+    alone.clients.insert("alice".to_owned(), client);
+    let mut shared = alone.clone();
+    shared.redis.url = redis.url().parse().unwrap();
+    let slow = |plane: &FakeDataPlane| {
+        let mut state = plane.state();
+        state.merged.clear();
+        state.tracked.get_mut(&key).unwrap().cost_scale = 4 << 16;
+    };
+    let undone = |plane: &FakeDataPlane| {
+        let state = plane.state();
+        let whole = |op: &MergeOp| (op.op, op.key, op.level) == (op::SCALE, key, 1 << 16);
+        state.merged.iter().any(whole)
+    };
+    let first = start(shared).await;
+    until(&first, "/v1/sync", "hosts_live", 1.into()).await;
+    slow(&first.plane);
+    let (plane, store) = first.stop().await;
+    assert!(undone(&plane), "when it leaves");
+    slow(&plane);
+    let alone = start_on(alone, plane, store, None).await;
+    assert!(undone(&alone.plane), "without a fleet");
 }

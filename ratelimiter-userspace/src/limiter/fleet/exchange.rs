@@ -1,6 +1,7 @@
 //! The task that talks to the store: entries go out as soon as something is due, several batches at
 //! a time; what waited is asked again with each answer.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use super::{Fleet, Who};
 use crate::clock;
 use crate::limiter::rate_limiter::Inner;
 use crate::policy::model::Algorithm;
+use crate::sync::host::Members;
 use crate::sync::settle::MAX_BATCH;
 use crate::sync::{Beat, Entry, FleetKey, FleetQuota, Settle, Settled, Unsettled};
 
@@ -44,18 +46,21 @@ struct Sight {
 
 /// Tells the store that this host lives, until the limiter is gone.
 pub(super) async fn beat(limiter: Weak<Inner>, fleet: Arc<Fleet>, store: Arc<dyn Settle>) {
+    // Without hot sources: packets are another's concern.
     let beat = Beat {
         host: fleet.options.host,
         ..Beat::default()
     };
+    let mut members = Members::remembering(fleet.options.known);
     let mut ticks = interval(BEAT);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known = false;
     while limiter.strong_count() > 0 {
         match store.beat(&beat).await {
             Ok(hosts) => {
-                fleet.known.store(hosts.known, Ordering::Relaxed);
-                fleet.live.store(hosts.live, Ordering::Relaxed);
+                members.note(clock::monotonic_ns() / 1_000, &hosts);
+                fleet.known.store(members.known(), Ordering::Relaxed);
+                fleet.live.store(members.live(), Ordering::Relaxed);
                 known = true;
             }
             // Until it is there for the first time it is asked more often.
@@ -107,21 +112,28 @@ pub(super) async fn run(limiter: Weak<Inner>, fleet: Arc<Fleet>, store: Arc<dyn 
 }
 
 impl Fleet {
-    /// A round over all clients; whether the marker is to go along. It shows that the store is
+    /// A round over the clients whose turn it is; whether the marker is to go along. It shows that the store is
     /// there, and by what its spend adds up to that it has forgotten nothing.
     fn look_after(&self, inner: &Inner, sight: &mut Sight) -> bool {
         let around = self.around();
         let now_ns = clock::fast_ns();
-        let everybody = self.queue().everybody();
-        for who in &everybody {
-            match inner.engine.look_after(&around, *who, now_ns) {
-                Some(true) => self.is_due(*who),
-                Some(false) => {}
-                None => self.queue().forget(*who),
+        let (turn, all) = {
+            let mut queue = self.queue();
+            (queue.turn(), queue.len())
+        };
+        let mut stay = Vec::with_capacity(turn.len());
+        for who in turn {
+            let due = inner.engine.look_after(&around, who, now_ns);
+            if due == Some(true) {
+                self.is_due(who);
+            }
+            if due.is_some() || !self.queue().forget(who) {
+                stay.push(who);
             }
         }
+        self.queue().stay(stay);
         sight.rounds += 1;
-        if everybody.is_empty() && !around.alone && sight.rounds < QUIET_ROUNDS {
+        if all == 0 && !around.alone && sight.rounds < QUIET_ROUNDS {
             return false;
         }
         sight.rounds = 0;
@@ -191,11 +203,10 @@ impl Fleet {
     ) {
         let around = self.around();
         let now_ns = clock::fast_ns();
-        let answers = match settled {
-            Ok(settled) => {
+        match settled {
+            Ok(_) => {
                 self.exchanges.fetch_add(1, Ordering::Relaxed);
                 sight.silences = 0;
-                settled.answers.as_slice()
             }
             Err(error) => {
                 self.lost.fetch_add(1, Ordering::Relaxed);
@@ -203,14 +214,18 @@ impl Fleet {
                     Unsettled::Late(_) | Unsettled::Garbled(_) => 1,
                     Unsettled::Away(_) | Unsettled::Broken(_) => SILENCES,
                 };
-                &[]
             }
-        };
+        }
+        let answer_to = |n: usize| settled.as_ref().ok().and_then(|settled| settled.answer(n));
+        let mut unanswered = HashSet::new();
         let mut forgot = false;
         for (n, entry) in batch.entries.iter().enumerate() {
-            let answer = answers.get(n);
+            let answer = answer_to(n);
             match batch.of.get(n).copied().flatten() {
                 Some((who, number)) => {
+                    if answer.is_none() {
+                        unanswered.insert(who);
+                    }
                     let answered =
                         inner
                             .engine
@@ -241,7 +256,7 @@ impl Fleet {
             self.refill();
         }
         for who in &batch.whos {
-            self.end(inner, *who, settled.is_err(), now_ns);
+            self.end(inner, *who, unanswered.contains(who), now_ns);
         }
     }
 

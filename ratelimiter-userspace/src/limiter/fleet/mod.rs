@@ -42,6 +42,9 @@ pub struct FleetOptions {
     pub secret: [u8; 16],
     /// A random number that tells hosts apart.
     pub host: u64,
+    /// Hosts the fleet had when this one knew last; 1 if it never did. What `strict` goes by before
+    /// the store has answered.
+    pub known: u32,
     /// How long units taken ahead are valid.
     pub lease: Duration,
     /// The sync interval.
@@ -57,6 +60,7 @@ impl Default for FleetOptions {
         Self {
             secret: [0; 16],
             host: RandomState::new().build_hasher().finish(),
+            known: 1,
             lease: Duration::from_secs(2),
             interval: Duration::from_millis(100),
             exact_deadline: Duration::from_millis(20),
@@ -117,7 +121,7 @@ impl Fleet {
         Self {
             options,
             hasher: KeyHasher::new(&options.secret),
-            known: AtomicU32::new(1),
+            known: AtomicU32::new(options.known.max(1)),
             live: AtomicU32::new(1),
             // Nobody has answered yet.
             alone: AtomicBool::new(true),

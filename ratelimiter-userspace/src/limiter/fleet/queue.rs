@@ -11,6 +11,11 @@ const MAX_CLIENTS: usize = 1 << 20;
 /// Most checks that wait at once.
 const MAX_WAITING: usize = 1 << 16;
 
+/// Of many clients one in so many is looked after in a round.
+const SHARE: usize = 10;
+/// So many always are.
+const TURN: usize = 4_096;
+
 #[derive(Default)]
 struct Waiting {
     tickets: VecDeque<Arc<Ticket>>,
@@ -24,6 +29,8 @@ struct Waiting {
 #[derive(Default)]
 pub(super) struct Queue {
     clients: HashMap<Who, Waiting>,
+    /// The same, in the order in which they are looked after.
+    ring: VecDeque<Who>,
     order: VecDeque<Who>,
     waiting: usize,
 }
@@ -43,7 +50,10 @@ impl Queue {
         if self.clients.len() >= MAX_CLIENTS && !self.clients.contains_key(&who) {
             return false;
         }
-        let waiting = self.clients.entry(who).or_default();
+        let waiting = self.clients.entry(who).or_insert_with(|| {
+            self.ring.push_back(who);
+            Waiting::default()
+        });
         let news = !waiting.queued && !waiting.under_way;
         if news {
             waiting.queued = true;
@@ -109,8 +119,20 @@ impl Queue {
         all
     }
 
-    /// Forgets a client nobody waits for.
-    pub(super) fn forget(&mut self, who: Who) {
+    /// The clients to be looked after now: all of a few, a tenth of many, so that a million does not
+    /// hold up those who wait for the store. They come back with [`Queue::stay`], or were forgotten.
+    pub(super) fn turn(&mut self) -> Vec<Who> {
+        let most = (self.ring.len() / SHARE).max(TURN).min(self.ring.len());
+        self.ring.drain(..most).collect()
+    }
+
+    /// These are looked after again, after everybody else.
+    pub(super) fn stay(&mut self, whos: Vec<Who>) {
+        self.ring.extend(whos);
+    }
+
+    /// Forgets a client nobody waits for, whose turn it was; whether it is gone.
+    pub(super) fn forget(&mut self, who: Who) -> bool {
         if let Some(waiting) = self.clients.get(&who)
             && waiting.tickets.is_empty()
             && !waiting.under_way
@@ -118,5 +140,57 @@ impl Queue {
         {
             self.clients.remove(&who);
         }
+        !self.clients.contains_key(&who)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limiter::identity::ClientKey;
+    use crate::limiter::rule::PolicyWord;
+
+    fn who(n: u64) -> Who {
+        Who {
+            key: ClientKey { place: n, print: n },
+            policy: PolicyWord(1),
+        }
+    }
+
+    #[test]
+    fn a_round_takes_a_share_of_many_and_everybody_has_a_turn() {
+        let many = 2 * TURN as u64 * SHARE as u64;
+        let mut queue = Queue::default();
+        for n in 0..many {
+            queue.due(who(n));
+            while queue.next().is_some() {}
+            queue.ended(who(n));
+        }
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..2 * SHARE {
+            let turn = queue.turn();
+            assert!(turn.len() <= many as usize / SHARE, "{}", turn.len());
+            seen.extend(turn.iter().copied());
+            queue.stay(turn);
+        }
+        assert_eq!(seen.len() as u64, many);
+        // Who is forgotten has no turn any more, and one again when it is back.
+        let turn = queue.turn();
+        let (gone, kept) = turn.split_first().unwrap();
+        assert!(queue.forget(*gone));
+        queue.stay(kept.to_vec());
+        assert_eq!(queue.ring.len() as u64, many - 1);
+        queue.due(*gone);
+        assert_eq!(queue.ring.len() as u64, many);
+        assert!(!queue.forget(*gone), "an entry is due");
+    }
+
+    #[test]
+    fn a_few_are_all_looked_after_in_every_round() {
+        let mut queue = Queue::default();
+        for n in 0..TURN as u64 {
+            queue.due(who(n));
+        }
+        assert_eq!(queue.turn().len(), TURN);
     }
 }

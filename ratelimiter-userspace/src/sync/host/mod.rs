@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use ratelimiter_common::quota::KERNEL_UNITS;
 
 use self::detect::Detector;
-use self::members::Members;
+pub use self::members::Members;
 use self::part::Part;
 pub use self::part::{LEAST, PART_BITS, WHOLE};
 use self::words::Sent;
@@ -45,6 +45,8 @@ struct Key {
     /// When the first exchange since the last answer was sent that got none: what was spent since is
     /// old once the host is apart, and only what is still owed of it is sent.
     failed_us: Option<u64>,
+    /// The same, of exchanges of which others were answered: this key's part of the store is away.
+    lost_us: Option<u64>,
     part: Part,
     /// Since when [`Key::spent_since`] adds up.
     since_us: u64,
@@ -65,6 +67,8 @@ struct Source {
     spent_us: u64,
     /// The part its clock runs at; 0 reads as [`WHOLE`].
     scale: u32,
+    /// Nobody knows whether it does: the kernel refused.
+    unsure: bool,
 }
 
 /// The host.
@@ -80,6 +84,8 @@ pub struct Host {
     /// The first of the questions since the last answer that have none.
     asked_us: Option<u64>,
     was_scaled: bool,
+    /// Some keys were not answered although others were.
+    was_lost: bool,
     beat_us: Option<u64>,
     cursor_us: u64,
     /// Intervals it takes to settle every key that has something to say, as last seen.
@@ -95,16 +101,25 @@ impl Host {
             id,
             tuning,
             detector: Detector::default(),
-            members: Members::new(),
+            members: Members::remembering(1),
             hot: HashMap::new(),
             elsewhere: HashMap::new(),
             asked_us: None,
             was_scaled: false,
+            was_lost: false,
             beat_us: None,
             cursor_us: 0,
             stretch: 1,
             refused: 0,
         }
+    }
+
+    /// The same, knowing how many hosts the fleet had when this one knew last: what `strict` goes by
+    /// before the store has answered.
+    #[must_use]
+    pub fn remembering(mut self, known: u32) -> Self {
+        self.members = Members::remembering(known);
+        self
     }
 
     /// Notes a sample of admitted packets: it stands for `amount` of `source`, whose rule is
@@ -275,11 +290,19 @@ impl Host {
         // meanwhile is not owed any more.
         let way_us = now_us.saturating_sub(exchange.sent_us) / 2;
         let mut raises = Vec::new();
+        self.was_lost |= !settled.lost.is_empty();
         let sent = exchange.keys.iter().zip(&exchange.entries);
-        for ((sent, entry), answer) in sent.zip(&settled.answers) {
+        for (place, (sent, entry)) in sent.enumerate() {
             let Some(key) = self.key(sent.id) else {
                 continue;
             };
+            let Some(answer) = settled.answer(place) else {
+                // Whether it was charged is not known: it is never sent again.
+                key.unanswered();
+                key.lost_us.get_or_insert(exchange.sent_us);
+                continue;
+            };
+            key.lost_us = None;
             if answer.outdated {
                 continue;
             }
@@ -314,9 +337,7 @@ impl Host {
     pub fn unanswered(&mut self, exchange: &Exchange, sent: bool) {
         for gone in &exchange.keys {
             if let Some(key) = self.key(gone.id) {
-                // The fleet's spend is unknown for a while: that is no sign of a quiet source.
-                key.cold = false;
-                key.failed_us.get_or_insert(key.settled_us);
+                key.unanswered();
                 if !sent {
                     key.spent = key.spent.saturating_sub(gone.spend);
                 }
@@ -337,17 +358,25 @@ impl Host {
     pub fn scales(&mut self, now_us: u64) -> Vec<Scale> {
         let apart = self.is_apart(now_us);
         let strict = self.members.strict(apart);
-        if !apart && !self.was_scaled && strict.parts == strict.of {
+        if !apart && !self.was_scaled && !self.was_lost && strict.parts == strict.of {
             return Vec::new();
         }
+        let alone_us = ALONE_AFTER * self.tuning.interval_us;
+        let lost = |key: &Key| {
+            let lost_us = key.lost_us;
+            lost_us.is_some_and(|at_us| now_us.saturating_sub(at_us) >= alone_us)
+        };
+        self.was_lost = false;
         let strict = (strict.of_amount(u64::from(WHOLE)) as u32).max(LEAST);
         self.was_scaled = false;
         let mut scales = Vec::new();
         for (source, hot) in &mut self.hot {
-            let part = hot.wanted(apart, strict);
+            let part = hot.wanted(|key| apart || lost(key), strict);
             let now = if hot.scale == 0 { WHOLE } else { hot.scale };
             self.was_scaled |= part != WHOLE;
-            if part != now {
+            self.was_lost |= hot.units.iter().flatten().any(|key| key.lost_us.is_some());
+            if part != now || hot.unsure {
+                hot.unsure = false;
                 hot.scale = part;
                 scales.push(Scale {
                     source: *source,
@@ -356,6 +385,22 @@ impl Host {
             }
         }
         scales
+    }
+
+    /// The kernel did not scale this source: it is tried again.
+    pub fn unscaled(&mut self, source: HotSource) {
+        if let Some(hot) = self.hot.get_mut(&source) {
+            hot.unsure = true;
+            self.was_scaled = true;
+        }
+    }
+
+    /// Whether a source's clock may run at another part than [`WHOLE`]: to be undone before it is
+    /// cooled, if it stays tracked.
+    #[must_use]
+    pub fn is_scaled(&self, source: HotSource) -> bool {
+        let hot = self.hot.get(&source);
+        hot.is_some_and(|hot| hot.unsure || !matches!(hot.scale, 0 | WHOLE))
     }
 
     /// What policies under `strict` give now, on this host: a share of the limit's rate.
@@ -405,6 +450,7 @@ impl Host {
             leaving: false,
             hot,
             cursor_us: self.cursor_us,
+            most: MAX_HOT,
         })
     }
 
@@ -454,6 +500,7 @@ impl Key {
             settled_us: 0,
             heard_us: None,
             failed_us: None,
+            lost_us: None,
             part: Part::new(now_us),
             since_us: now_us,
             spent_since: 0,
@@ -461,14 +508,21 @@ impl Key {
             on_loss: reading.rule.on_loss,
         }
     }
+
+    /// An exchange got no answer. The fleet's spend is unknown for a while: that is no sign of a quiet
+    /// source.
+    fn unanswered(&mut self) {
+        self.cold = false;
+        self.failed_us.get_or_insert(self.settled_us);
+    }
 }
 
 impl Source {
     /// The part its clock shall run at: the largest of its units', so that no unit that is shared
     /// otherwise denies it.
-    fn wanted(&self, apart: bool, strict: u32) -> u32 {
+    fn wanted(&self, apart: impl Fn(&Key) -> bool, strict: u32) -> u32 {
         let part = |key: &Key| match key.on_loss {
-            OnStoreLoss::Hold if apart && key.heard_us.is_some() => key.part.part(),
+            OnStoreLoss::Hold if apart(key) && key.heard_us.is_some() => key.part.part(),
             OnStoreLoss::Strict => strict,
             _ => WHOLE,
         };

@@ -293,3 +293,100 @@ fn strict_settles_at_the_parts_of_the_hosts_that_live() {
     assert_eq!(host.strict(START), Share::new(3, 4));
     assert_eq!(host.strict(START + SECOND), Share::new(1, 4));
 }
+
+/// Settles what is due, but for the entries of one part of the store, which is away.
+fn exchange_without(host: &mut Host, ledger: &mut Ledger, now_us: u64, readings: &[Reading]) {
+    for exchange in host.due(now_us, readings) {
+        let mut settled = ledger.settle(now_us, &exchange.entries);
+        let even = |place: &usize| exchange.entries[*place].key.0 % 2 == 0;
+        settled.lost = (0..exchange.entries.len()).filter(even).collect();
+        for place in &settled.lost {
+            settled.answers[*place] = crate::sync::Answer::default();
+        }
+        host.answered(now_us, &exchange, &settled);
+    }
+}
+
+#[test]
+fn keys_of_a_part_of_the_store_that_is_away_are_held_and_the_others_are_not() {
+    let (mut host, mut ledger) = (host(), Ledger::new());
+    let mut now = START;
+    let mut spent = 0;
+    for source in [1, 2] {
+        host.heat(now, source);
+    }
+    let both = |spent| [reading(1, 100, spent, 10), reading(2, 100, spent, 10)];
+    // Another host spends three times as much of both.
+    for _ in 0..50 {
+        spent += 10;
+        for key in [1, 2] {
+            ledger.settle(
+                now,
+                &[Entry::charge(FleetKey(key), rule(key, 100).quota, 30, 0)],
+            );
+        }
+        exchange(&mut host, &mut ledger, now, &both(spent));
+        now += 100_000;
+    }
+    assert!(host.scales(now).is_empty());
+    for _ in 0..5 {
+        spent += 10;
+        exchange_without(&mut host, &mut ledger, now, &both(spent));
+        now += 100_000;
+    }
+    assert!(!host.is_apart(now), "the store answers");
+    let scales = host.scales(now);
+    assert_eq!(scales.len(), 1, "{scales:?}");
+    assert_eq!(scales[0].source, 2);
+    assert!(
+        scales[0].part.abs_diff(WHOLE / 4) < WHOLE / 20,
+        "{scales:?}"
+    );
+    exchange(&mut host, &mut ledger, now, &both(spent));
+    let back = host.scales(now);
+    assert_eq!(
+        back,
+        [Scale {
+            source: 2,
+            part: WHOLE
+        }]
+    );
+    assert!(host.scales(now).is_empty());
+}
+
+#[test]
+fn a_scale_that_the_kernel_refused_is_tried_again_and_undone_before_a_source_cools() {
+    let mut host = host().remembering(4);
+    let mut strict = reading(7, 100, 0, 0);
+    strict.rule.on_loss = OnStoreLoss::Strict;
+    host.heat(START, 7);
+    let _asked = host.due(START, &[strict]);
+    let apart = START + SECOND;
+    let quarter = Scale {
+        source: 7,
+        part: WHOLE / 4,
+    };
+    // Remembered: this host never had an answer.
+    assert_eq!(host.scales(apart), [quarter]);
+    assert!(host.scales(apart).is_empty() && host.is_scaled(7));
+    host.unscaled(7);
+    assert_eq!(host.scales(apart), [quarter]);
+    host.beaten(
+        apart,
+        &Fleet {
+            known: 4,
+            live: 4,
+            ..Fleet::default()
+        },
+    );
+    let whole = Scale {
+        source: 7,
+        part: WHOLE,
+    };
+    assert_eq!(host.scales(apart), [whole]);
+    assert!(!host.is_scaled(7));
+    host.unscaled(7);
+    assert!(host.is_scaled(7), "it may still be slow");
+    assert_eq!(host.scales(apart), [whole]);
+    assert!(!host.is_scaled(7));
+}

@@ -39,7 +39,7 @@ impl Hosts {
             .map(|(source, at_us)| (*at_us, *source))
             .collect();
         news.sort_unstable();
-        news.truncate(MAX_HOT);
+        news.truncate(beat.most.min(MAX_HOT));
         self.fleet(now_us, cursor_us, news)
     }
 

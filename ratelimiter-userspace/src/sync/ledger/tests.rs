@@ -6,7 +6,7 @@ use ratelimiter_common::window::{
     Decision, WindowLimit, fixed_window, sliding_log, sliding_window,
 };
 
-use super::super::beat::{ABSENT_US, FORGOTTEN_US, HOT_US, HotSource};
+use super::super::beat::{ABSENT_US, FORGOTTEN_US, HOT_US, HotSource, MAX_HOT};
 use super::super::settle::DEBT_BURSTS;
 use super::*;
 
@@ -374,6 +374,7 @@ fn beat(host: u64, cursor_us: u64, hot: &[HotSource]) -> Beat {
         host,
         cursor_us,
         hot: hot.to_vec(),
+        most: MAX_HOT,
         ..Beat::default()
     }
 }
@@ -414,6 +415,13 @@ fn a_hot_source_is_told_once_to_each_and_to_who_joins() {
     // A cursor of another store's clock does not make a host deaf.
     let ahead = START + 3_600 * SECOND;
     assert_eq!(ledger.beat(START + 4, &beat(3, ahead, &[])).hot.len(), 3);
+    // Who has no use for them is told nothing, and of whom there are.
+    let quiet = Beat {
+        most: 0,
+        ..beat(4, 0, &[])
+    };
+    let told = ledger.beat(START + 4, &quiet);
+    assert_eq!((told.hot.len(), told.cursor_us, told.known), (0, 0, 4));
     let late = START + 5 + HOT_US;
     assert!(ledger.beat(late, &beat(4, 0, &[])).hot.is_empty());
 }

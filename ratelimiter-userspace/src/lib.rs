@@ -10,6 +10,7 @@
 //! - [`store`]: what outlives the process
 //! - [`sync`]: many hosts, one limit
 //! - [`redis`]: the store that the hosts of a fleet share
+//! - [`tui`]: what `ratelimiter top` shows
 //! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
 //! - [`metrics`]: what Prometheus sees
 //! - [`agent`]: the composition root, the only place that knows all of the above
@@ -33,3 +34,4 @@ pub mod redis;
 pub mod resp;
 pub mod store;
 pub mod sync;
+pub mod tui;

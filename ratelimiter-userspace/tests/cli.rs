@@ -135,7 +135,7 @@ fn mistakes_on_the_command_line_are_code_2_on_stderr() {
         &["block", "add", "192.0.2.7/24"],
         &["detach"],
         &["detach", "eth0", "--all"],
-        &["status", "--url", "https://edge1"],
+        &["status", "--url", "ftp://edge1"],
         &["agent", "--iface", "eth0:fast"],
     ] {
         let output = run(words);

@@ -35,6 +35,7 @@ pub struct Setup {
     interfaces: Vec<String>,
     enforce: bool,
     settings: String,
+    safety: Option<String>,
     arguments: Vec<String>,
     log_level: Option<String>,
     listen: Option<String>,
@@ -69,6 +70,14 @@ impl Setup {
     pub fn settings(mut self, toml: &str) -> Self {
         self.settings.push_str(toml);
         self.settings.push('\n');
+        self
+    }
+
+    /// Sets lines of the table `[safety]`. Without it no change counts as risky for the share of the
+    /// active sources it would hit: a test's one source is all of them.
+    #[must_use]
+    pub fn safety(mut self, lines: &str) -> Self {
+        self.safety = Some(lines.to_owned());
         self
     }
 
@@ -271,10 +280,17 @@ impl Agent<'_> {
     /// status, standard output and standard error.
     #[track_caller]
     pub fn cli(&self, arguments: &str) -> (i32, String, String) {
+        self.cli_over_ssh(arguments, "")
+    }
+
+    /// The same as somebody logged in over SSH, by `SSH_CONNECTION`.
+    #[track_caller]
+    pub fn cli_over_ssh(&self, arguments: &str, ssh: &str) -> (i32, String, String) {
         let mut command = Command::new(binary());
         command
             .args(arguments.split_whitespace())
-            .env("RATELIMITER_ADMIN_SOCKET", self.socket());
+            .env("RATELIMITER_ADMIN_SOCKET", self.socket())
+            .env("SSH_CONNECTION", ssh);
         self.netns.prepare(&mut command);
         let output = command.output().or_fail("run `ratelimiter`");
         (
@@ -306,12 +322,13 @@ fn write_config(setup: &Setup, directory: &Path) {
         writeln!(
             text,
             "[admin]\nlisten = {}\nsocket = {}\n\n[check]\nhttp = {}\ngrpc = {}\n{}\n\
-             [log]\nlevel = {}\n\n{}",
+             [safety]\n{}\n\n[log]\nlevel = {}\n\n{}",
             text_of(setup.listen.as_ref(), "off"),
             quoted(&directory.join(SOCKET)),
             text_of(setup.check.as_ref(), "off"),
             text_of(setup.grpc.as_ref(), "off"),
             setup.check_settings,
+            setup.safety.as_deref().unwrap_or("risky_percent = 100"),
             text_of(setup.log_level.as_ref(), "info"),
             setup.settings,
         )
@@ -331,7 +348,9 @@ fn spawn(netns: &Netns, directory: &Path, arguments: &[String]) -> Child {
         .arg("--config")
         .arg(directory.join(CONFIG_FILE))
         .args(arguments)
-        .env_remove("RATELIMITER_ADMIN_SOCKET");
+        .env_remove("RATELIMITER_ADMIN_SOCKET")
+        // Whoever runs the tests over SSH is not let in.
+        .env("SSH_CONNECTION", "");
     netns.spawn(command)
 }
 

@@ -13,6 +13,8 @@ mod checks;
 mod described;
 #[path = "agent/doors.rs"]
 mod doors;
+#[path = "agent/explained.rs"]
+mod explained;
 #[path = "agent/fleet.rs"]
 mod fleet;
 #[cfg(feature = "grpc")]
@@ -36,3 +38,5 @@ mod spoofed;
 mod starved;
 #[path = "agent/survival.rs"]
 mod survival;
+#[path = "agent/top.rs"]
+mod top;

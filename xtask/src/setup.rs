@@ -32,7 +32,7 @@ pub(crate) const BUILD_TOOLS: [Tool; 1] = [Tool {
 }];
 
 /// What tests and benchmarks use besides.
-pub(crate) const TEST_TOOLS: [Tool; 16] = [
+pub(crate) const TEST_TOOLS: [Tool; 17] = [
     Tool {
         program: "nginx",
         package: "nginx-light",
@@ -82,6 +82,11 @@ pub(crate) const TEST_TOOLS: [Tool; 16] = [
         program: "bpftool",
         package: "bpftool",
         why: "tampers with links in tests",
+    },
+    Tool {
+        program: "tmux",
+        package: "tmux",
+        why: "the terminal of `ratelimiter top` in tests",
     },
     Tool {
         program: "ping",

@@ -32,6 +32,13 @@ pub type Result<T, E = AdminError> = std::result::Result<T, E>;
 /// Shortest and longest `try`: a change must leave time to confirm it, and not be forgotten.
 pub const TRY_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_hours(1));
 
+/// Header in which the command line says from where its user is logged in: the peer of the SSH session.
+/// Believed of whoever may change things anyway.
+pub const SSH_PEER_HEADER: &str = "ratelimiter-ssh-peer";
+
+/// Who entries of the allow list are by that the agent made itself, so that nobody is locked out.
+pub const PROTECTOR: &str = "agent";
+
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
@@ -39,8 +46,18 @@ pub struct Caller {
     pub name: String,
     /// The peer's address; none on the Unix socket.
     pub address: Option<IpAddr>,
+    /// Where the user of the command line is logged in from over SSH, if it said so.
+    pub ssh_peer: Option<IpAddr>,
     /// What the caller may do.
     pub rights: Vec<Right>,
+}
+
+impl Caller {
+    /// The addresses that must not be cut off: the peer's and where it is logged in from.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        self.address.into_iter().chain(self.ssh_peer).collect()
+    }
 }
 
 /// How a change is to be made.

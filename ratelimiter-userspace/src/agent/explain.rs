@@ -13,7 +13,7 @@ use super::standing::{Now, unit_state};
 use super::state::{View, shown};
 use super::talkers::Talker;
 use crate::admin::views::{DefinedIn, Explanation, ResetAnswer, Rule, RuleKind};
-use crate::admin::{AdminError, Result};
+use crate::admin::{AdminError, ListName, Result};
 use crate::clock;
 use crate::dataplane::DataPlane;
 use crate::policy::keys::{is_narrow, source_key};
@@ -226,12 +226,13 @@ fn place(view: &View, does: u32, slot: u32, key: SourceKey, family: u32) -> Plac
 }
 
 fn listed(view: &View, explanation: &mut Explanation, address: IpAddr, allowed: bool) {
-    let (list, fixed, word) = if allowed {
-        (&view.document.allow, &view.fixed.allow, "allow")
+    let list = if allowed {
+        ListName::Allow
     } else {
-        (&view.document.block, &view.fixed.block, "block")
+        ListName::Block
     };
     let entry = list
+        .of(&view.document)
         .iter()
         .filter(|(prefix, _)| prefix.contains(&address))
         .max_by_key(|(prefix, _)| prefix.prefix_len());
@@ -244,11 +245,7 @@ fn listed(view: &View, explanation: &mut Explanation, address: IpAddr, allowed: 
             },
             name: prefix.to_string(),
             prefix: Some(prefix.to_string()),
-            defined_in: if fixed.contains_key(prefix) {
-                DefinedIn::File
-            } else {
-                DefinedIn::Store
-            },
+            defined_in: view.list_defined_in(list, prefix),
             set_by: entry.by.clone(),
             reason: entry.reason.clone(),
             expires_unix_ms: entry.expires_unix_ms,
@@ -256,7 +253,7 @@ fn listed(view: &View, explanation: &mut Explanation, address: IpAddr, allowed: 
         };
         explanation
             .path
-            .push(format!("`{prefix}` is on the {word} list"));
+            .push(format!("`{prefix}` is on the {} list", list.as_str()));
     }
 }
 

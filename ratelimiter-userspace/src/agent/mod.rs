@@ -23,6 +23,7 @@ mod fleet;
 mod follow;
 mod membership;
 mod observe;
+mod peers;
 pub mod privileges;
 mod reload;
 mod requests;
@@ -88,6 +89,8 @@ pub struct Options {
     pub load: Option<Loader>,
     /// Keep nothing on disk.
     pub ephemeral: bool,
+    /// Where whoever starts the agent is logged in from over SSH.
+    pub ssh_peer: Option<std::net::IpAddr>,
     /// Make new kernel tables if those that are pinned do not fit (every bucket starts full).
     pub replace_pins: bool,
 }
@@ -98,6 +101,7 @@ impl std::fmt::Debug for Options {
             .field("settings", &self.settings)
             .field("config_path", &self.config_path)
             .field("ephemeral", &self.ephemeral)
+            .field("ssh_peer", &self.ssh_peer)
             .field("replace_pins", &self.replace_pins)
             .finish_non_exhaustive()
     }
@@ -162,7 +166,7 @@ pub async fn serve(
         let known = shared_store::known_hosts(store.as_ref());
         Membership::new(&settings.redis, shared_store, host, known)
     });
-    let core = {
+    let mut core = {
         let (plane, store, settings) = (Arc::clone(&plane), Arc::clone(&store), settings.clone());
         let gate = Arc::clone(&gate);
         tokio::task::spawn_blocking(move || build(&settings, plane, store, gate, member))
@@ -175,9 +179,12 @@ pub async fn serve(
     doors
         .configure(descriptors, settings.mode())
         .map_err(anyhow::Error::msg)?;
-    restore_usage(&shared, &plane, &store).await?;
+    usage::put_back(&shared, &plane, &store).await?;
 
     let wanted = settings.interfaces.clone();
+    if !wanted.is_empty() {
+        core = peers::let_in(core, &plane, &settings.redis.url, options.ssh_peer).await?;
+    }
     let attaching = Arc::clone(&plane);
     let refused =
         tokio::task::spawn_blocking(move || reload::attach_all(attaching.as_ref(), &wanted))
@@ -280,6 +287,7 @@ pub async fn serve(
         store,
         shared: Arc::clone(&shared),
         reloader: Arc::clone(&reloader),
+        store_url: settings.redis.url.clone(),
         v6_prefix_len: settings.kernel.v6_prefix_len,
         pin_dir: settings.pin_dir.clone(),
         config_file: options
@@ -481,6 +489,7 @@ fn build(
         fixed: static_document(settings).0,
         confirm_within: Duration::from_secs(settings.safety.confirm_within_s),
         risky_percent: settings.safety.risky_percent,
+        protect_for: Duration::from_secs(settings.safety.protect_for_s),
         checks: checks.clone(),
         joining: member.as_ref().map(|member| Joining {
             redis: member.redis.clone(),
@@ -522,28 +531,4 @@ fn build(
         checks.limiter().join(Arc::new(redis), &runtime);
     }
     Ok(core)
-}
-
-/// Puts saved debts back, if the tables are new.
-async fn restore_usage(
-    shared: &Arc<Shared>,
-    plane: &Arc<dyn DataPlane>,
-    store: &Arc<dyn Store>,
-) -> anyhow::Result<()> {
-    let (shared, plane, store) = (Arc::clone(shared), Arc::clone(plane), Arc::clone(store));
-    tokio::task::spawn_blocking(move || {
-        if plane.health().adopted {
-            return;
-        }
-        let view = shared.view.load_full();
-        match usage::restore(plane.as_ref(), store.as_ref(), &view) {
-            Ok(0) => {}
-            Ok(buckets) => tracing::info!(buckets, "saved usage put back"),
-            Err(error) => {
-                tracing::error!(%error, "saved usage is not put back: every bucket starts full");
-            }
-        }
-    })
-    .await
-    .context("restoring usage")
 }

@@ -12,7 +12,7 @@ use super::control::Control;
 use super::doors::{self, Doors};
 use super::rows::plane_mode;
 use super::state::Shared;
-use super::{Loader, credentials, privileges};
+use super::{Loader, credentials, peers, privileges};
 use crate::admin::views::{Changed, EventKind};
 use crate::admin::{AdminError, Result};
 use crate::config::statics::static_document;
@@ -100,6 +100,7 @@ impl Reloader {
             .map_err(|text| AdminError::invalid("/check/descriptors", text))?;
         let (fixed, _duplicates) = static_document(&settings);
         let mode = settings.mode();
+        self.let_in(&settings, control).await?;
         let mut changed = control.with(move |core| core.reload(fixed, mode)).await?;
         if let Err(error) = self.shared.checks.configure(&settings) {
             changed.warnings.push(error.to_string());
@@ -144,6 +145,28 @@ impl Reloader {
             );
         }
         Ok(changed)
+    }
+
+    /// Lets gateways and the store's servers in where an interface begins to be judged, or drops
+    /// begin.
+    async fn let_in(&self, settings: &Settings, control: &Control) -> Result<()> {
+        let known = self
+            .interfaces
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let begins = names(&settings.interfaces)
+            .iter()
+            .any(|name| !known.contains(name))
+            || settings.mode() != self.shared.view.load().mode;
+        if !begins {
+            return Ok(());
+        }
+        let whom = peers::to_protect(&self.plane, &settings.redis.url, &[]).await;
+        control
+            .with(move |core| core.protect(&whom))
+            .await
+            .map(drop)
     }
 
     fn needs_restart(&self, new: &Settings) -> bool {

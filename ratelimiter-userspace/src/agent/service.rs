@@ -16,15 +16,16 @@ use super::rows::{
     segment_view, tag,
 };
 use super::state::{Shared, View, shown};
-use super::{adaptive, requests, standing};
+use super::{adaptive, peers, requests, standing};
 use crate::admin::views::{
-    AdaptiveView, AttachRequest, ChangeView, Changed, ClientView, CountView, DefinedIn, Event,
-    EventKind, Explanation, HealthAnswer, HealthReport, InterfaceView, LimitRow, ListEntryView,
-    Owner, Page, PageQuery, PauseRequest, ResetAnswer, ResumeRequest, SegmentView, SourceRow,
-    Status, StoreView, SyncView, TableView, Tagged,
+    AdaptiveView, AttachRequest, ChangeView, Changed, ClientView, CountView, Event, EventKind,
+    Explanation, HealthAnswer, HealthReport, InterfaceView, LimitRow, ListEntryView, Owner, Page,
+    PageQuery, PauseRequest, ResetAnswer, ResumeRequest, SegmentView, SourceRow, Status, StoreView,
+    SyncView, TableView, Tagged,
 };
 use crate::admin::{Admin, AdminError, Caller, ChangeOptions, Edit, ListName, Result};
 use crate::clock;
+use crate::config::store_url::StoreUrl;
 use crate::dataplane::{AttachOptions, DataPlane};
 use crate::metrics;
 use crate::policy::model::{DEFAULT_SEGMENT, Document};
@@ -40,6 +41,7 @@ pub(super) struct Service {
     pub(super) store: Arc<dyn Store>,
     pub(super) shared: Arc<Shared>,
     pub(super) reloader: Arc<Reloader>,
+    pub(super) store_url: StoreUrl,
     pub(super) v6_prefix_len: u8,
     pub(super) pin_dir: String,
     pub(super) config_file: Option<String>,
@@ -294,11 +296,7 @@ impl Admin for Service {
                 reason: entry.reason.clone(),
                 by: entry.by.clone(),
                 expires_unix_ms: entry.expires_unix_ms,
-                defined_in: if list.of(&view.fixed).contains_key(prefix) {
-                    DefinedIn::File
-                } else {
-                    DefinedIn::Store
-                },
+                defined_in: view.list_defined_in(list, prefix),
                 pending: view.trial(&format!("{}/{prefix}", list.as_str())),
             },
         ))
@@ -473,6 +471,13 @@ impl Admin for Service {
         request: AttachRequest,
         caller: &Caller,
     ) -> Result<InterfaceView> {
+        let people = [
+            (caller.ssh_peer, "SSH peer of whoever attached"),
+            (caller.address, "address of whoever attached"),
+        ];
+        let whom = peers::to_protect(&self.plane, &self.store_url, &people).await;
+        // Before the first packet is judged.
+        self.control.with(move |core| core.protect(&whom)).await?;
         let name = interface.to_owned();
         let options = AttachOptions {
             mode: plane_mode(request.mode),

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use ipnet::IpNet;
 use ratelimiter_common::abi::policy::{PolicyEntry, PrefixValue};
 use ratelimiter_common::abi::tracked::SourceKey;
 use ratelimiter_common::vclock::SegmentClock;
@@ -16,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use super::events::Events;
 use super::follow::ConfigSync;
 use super::talkers::Talker;
-use crate::admin::views::{AdaptiveView, Pending, SyncView};
+use crate::admin::ListName;
+use crate::admin::views::{AdaptiveView, DefinedIn, Pending, SyncView};
 use crate::check::Checks;
 use crate::clock;
 use crate::dataplane::{Figures, Health, Stats};
@@ -89,6 +91,17 @@ impl View {
     /// The most specific prefix that covers `address`, with what it says.
     pub(super) fn covering(&self, address: IpAddr) -> Option<(Prefix, PrefixValue)> {
         covering(&self.compiled.prefixes, address)
+    }
+
+    /// Where the entry of a list is defined.
+    pub(super) fn list_defined_in(&self, list: ListName, prefix: &IpNet) -> DefinedIn {
+        if list.of(&self.fixed).contains_key(prefix) {
+            DefinedIn::File
+        } else if list.of(&self.stored).contains_key(prefix) {
+            DefinedIn::Store
+        } else {
+            DefinedIn::Agent
+        }
     }
 
     /// The trial of the object at `path`, if there is one.

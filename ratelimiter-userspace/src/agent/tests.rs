@@ -11,4 +11,5 @@ mod fleet_config;
 mod fleet_health;
 mod harness;
 mod life;
+mod lockout;
 mod refused;

@@ -5,13 +5,15 @@
 //! is put back. What was spent after the last save is lost: at most one save interval.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
+use anyhow::Context as _;
 use ratelimiter_common::abi::merge::{MergeOp, op};
 use ratelimiter_common::abi::policy::PolicyEntry;
 use ratelimiter_common::abi::tracked::{SLOT_MASK, SourceKey, TAT_BITS};
 use ratelimiter_common::quota::KERNEL_UNITS;
 
-use super::state::View;
+use super::state::{Shared, View};
 use crate::clock;
 use crate::dataplane::DataPlane;
 use crate::store::{Store, StoreError};
@@ -144,6 +146,30 @@ fn decode(bytes: &[u8]) -> Option<Saved> {
         at_unix_ms: u64::from_le_bytes(*at),
         debts,
     })
+}
+
+/// Puts saved debts back, if the tables are new.
+pub(super) async fn put_back(
+    shared: &Arc<Shared>,
+    plane: &Arc<dyn DataPlane>,
+    store: &Arc<dyn Store>,
+) -> anyhow::Result<()> {
+    let (shared, plane, store) = (Arc::clone(shared), Arc::clone(plane), Arc::clone(store));
+    tokio::task::spawn_blocking(move || {
+        if plane.health().adopted {
+            return;
+        }
+        let view = shared.view.load_full();
+        match restore(plane.as_ref(), store.as_ref(), &view) {
+            Ok(0) => {}
+            Ok(buckets) => tracing::info!(buckets, "saved usage put back"),
+            Err(error) => {
+                tracing::error!(%error, "saved usage is not put back: every bucket starts full");
+            }
+        }
+    })
+    .await
+    .context("restoring usage")
 }
 
 #[cfg(test)]

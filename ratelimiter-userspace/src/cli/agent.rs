@@ -128,6 +128,7 @@ pub fn run(args: &AgentArgs) -> Outcome {
         config_path: path.clone(),
         load: Some(loader(path, flags, args.replace)),
         ephemeral: args.ephemeral,
+        ssh_peer: super::ssh::peer(),
         replace_pins: args.replace,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -4,10 +4,11 @@ use clap::{Args, ValueEnum};
 
 use http::Method;
 
-use super::client::{Call, ConnectionArgs, segment};
+use super::client::{Call, Client, ConnectionArgs, segment};
 use super::exit::{Exit, Failure, Outcome};
-use super::output::{OutputArgs, Style, Tint, clean};
-use crate::admin::views::{AttachRequest, InterfaceView};
+use super::output::{OutputArgs, Style, Tint, clean, print, show_relative};
+use super::pages;
+use crate::admin::views::{AttachRequest, DefinedIn, InterfaceView, ListEntryView, Page};
 use crate::config::AttachMode;
 
 /// Flags of `attach`.
@@ -63,11 +64,39 @@ pub async fn run(args: AttachArgs) -> Outcome {
         .map_err(|failure| without_agent(failure, &args.interface))?
         .json()?;
     args.output.show(&view, render)?;
+    if !args.output.is_json() {
+        say_who_is_let_in(&client).await?;
+    }
     Ok(if view.attached {
         Exit::Ok
     } else {
         Exit::Failed
     })
+}
+
+/// Shows whom the agent lets in for a while, so that nobody is surprised when it ends.
+async fn say_who_is_let_in(client: &Client) -> Result<(), Failure> {
+    let page: Page<ListEntryView> = pages::read(client, "/v1/allowlist", None, 0).await?;
+    print(&let_in(&page.items, crate::clock::unix_ms()))
+}
+
+fn let_in(entries: &[ListEntryView], now_unix_ms: u64) -> String {
+    let mut text = String::new();
+    for entry in entries {
+        let (DefinedIn::Agent, Some(end)) = (entry.defined_in, entry.expires_unix_ms) else {
+            continue;
+        };
+        text += &format!(
+            "  {} is never limited until this ends {} ({})\n",
+            clean(&entry.cidr),
+            show_relative(end, now_unix_ms),
+            clean(entry.reason.as_deref().unwrap_or_default()),
+        );
+    }
+    if !text.is_empty() {
+        text += "  to keep one: `ratelimiter allow add ADDRESS`\n";
+    }
+    text
 }
 
 /// The interface's path.

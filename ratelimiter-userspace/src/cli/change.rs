@@ -8,12 +8,17 @@ use super::client::{Call, Client};
 use super::diff;
 use super::exit::{Exit, Failure, Outcome};
 use super::limit_text::limit_text;
-use super::output::{OutputArgs, Style, Tint, clean, show_relative, show_seconds};
+use super::output::{OutputArgs, Style, Tint, clean, remark, show_relative, show_seconds};
+use super::pages;
 use crate::admin::TRY_BOUNDS;
-use crate::admin::views::{Changed, Difference, DryRun, Pending};
+use crate::admin::views::{ChangeView, Changed, Difference, DryRun, Page, Pending, Status};
 use crate::policy::model::LimitSpec;
 use crate::policy::units::parse_duration_ns;
 
+/// How often it is looked whether a trial has ended.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How long an agent that does not answer is waited for beyond the deadline, in milliseconds.
+const GRACE_MS: u64 = 10_000;
 /// Most objects of a dry run shown one by one.
 const MAX_SHOWN: usize = 50;
 
@@ -28,6 +33,9 @@ pub struct ChangeArgs {
     /// Take the change back after this time unless `ratelimiter confirm` keeps it
     #[arg(long = "try", value_name = "DURATION", conflicts_with = "dry_run", value_parser = parse_try)]
     try_for: Option<Duration>,
+    /// Stay until a change on trial is confirmed (exit code 0) or taken back (exit code 6)
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
 }
 
 impl ChangeArgs {
@@ -43,6 +51,53 @@ impl ChangeArgs {
             self.try_for.map(|time| format!("{}s", time.as_secs())),
         )
     }
+
+    /// With `--wait`, stays until every one of `done` that is on trial has ended.
+    pub(super) async fn ends(&self, client: &Client, done: &[Changed]) -> Outcome {
+        if !self.wait {
+            return Ok(Exit::Ok);
+        }
+        let pending: Vec<&Pending> = done.iter().filter_map(|c| c.pending.as_ref()).collect();
+        let Some(last_ms) = pending.iter().map(|p| p.confirm_by_unix_ms).max() else {
+            return Ok(Exit::Ok);
+        };
+        loop {
+            // An agent that is away for a while is asked again: the kernel keeps the deadline.
+            match client.get::<Status>("/v1/status").await {
+                Ok(status) => {
+                    let goes_on =
+                        |p: &&Pending| status.pending.iter().any(|now| now.revision == p.revision);
+                    if !pending.iter().any(goes_on) {
+                        break;
+                    }
+                }
+                Err(failure) if crate::clock::unix_ms() > last_ms.saturating_add(GRACE_MS) => {
+                    return Err(failure);
+                }
+                Err(_) => {}
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let changes: Page<ChangeView> = pages::read(client, "/v1/changes", None, 1_000).await?;
+        for trial in pending {
+            if was_taken_back(&changes.items, trial) {
+                return Err(Failure::new(format!(
+                    "the change of `{}` (revision {}) was taken back",
+                    clean(&trial.path),
+                    trial.revision
+                ))
+                .with_exit(Exit::RolledBack));
+            }
+            remark(&format!("kept: `{}`", clean(&trial.path)));
+        }
+        Ok(Exit::Ok)
+    }
+}
+
+/// Whether the audit log says that a trial ended by being taken back.
+fn was_taken_back(changes: &[ChangeView], trial: &Pending) -> bool {
+    let what = format!("roll back `{}` (revision {})", trial.path, trial.revision);
+    changes.iter().any(|entry| entry.change.change.what == what)
 }
 
 /// Parses the time of a trial: whole seconds within the agent's bounds.
@@ -71,7 +126,7 @@ pub async fn make(
     output.show(&changed, |changed, style| {
         render(changed, style, crate::clock::unix_ms())
     })?;
-    Ok(Exit::Ok)
+    change.ends(client, std::slice::from_ref(&changed)).await
 }
 
 /// Makes several changes, one request each, and shows their answers as a list. Stops at the first
@@ -102,7 +157,7 @@ pub async fn make_all(
         output.show(&done, |done, style| render_all(done, style))?;
     }
     match failed {
-        None => Ok(Exit::Ok),
+        None => change.ends(client, &done).await,
         Some(failure) if total > 1 => Err(Failure {
             message: format!("{} ({} of {total} done)", failure.message, done.len()),
             ..failure
@@ -331,6 +386,24 @@ mod tests {
   of about 1000 packets it concerns in the last 1 min, it would have refused about 125 (12.5 %), from 1 source
 "
         );
+    }
+
+    #[test]
+    fn the_audit_log_tells_how_a_trial_ended() {
+        let trial = Pending {
+            revision: 12,
+            path: "clients/alice".to_owned(),
+            ..Pending::default()
+        };
+        let entry = |what: &str| {
+            let mut entry = ChangeView::default();
+            what.clone_into(&mut entry.change.change.what);
+            entry
+        };
+        let back = entry("roll back `clients/alice` (revision 12)");
+        assert!(was_taken_back(&[entry("set client `bob`"), back], &trial));
+        let other = entry("roll back `clients/alice` (revision 11)");
+        assert!(!was_taken_back(&[other], &trial));
     }
 
     #[test]

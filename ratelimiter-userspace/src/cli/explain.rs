@@ -184,7 +184,8 @@ fn render(explanation: &Explanation, style: Style, now_unix_ms: u64) -> String {
     text
 }
 
-fn rule(rule: &Rule) -> String {
+/// The rule in words.
+pub(crate) fn rule(rule: &Rule) -> String {
     let name = &rule.name;
     let by_prefix = rule
         .prefix
@@ -201,11 +202,13 @@ fn rule(rule: &Rule) -> String {
     }
 }
 
-fn set_by(rule: &Rule, now_unix_ms: u64) -> Option<String> {
+/// Who set it, and when.
+pub(crate) fn set_by(rule: &Rule, now_unix_ms: u64) -> Option<String> {
     let place = match rule.defined_in {
         DefinedIn::File => Some("in the configuration file"),
         DefinedIn::Default => Some("a default of the product"),
-        DefinedIn::Store => None,
+        // Its entries are signed by the agent itself.
+        DefinedIn::Store | DefinedIn::Agent => None,
     };
     let by = rule.set_by.as_ref().map(|by| {
         let at = rule.set_at_unix_ms.map_or_else(String::new, |at| {

@@ -189,6 +189,7 @@ pub fn origin(defined_in: DefinedIn, on_trial: bool) -> Cell {
         DefinedIn::Store => "api",
         DefinedIn::File => "file",
         DefinedIn::Default => "default",
+        DefinedIn::Agent => "agent, for a time",
     };
     if on_trial {
         Cell::new(format!("{word}, on trial"), Tint::Yellow)

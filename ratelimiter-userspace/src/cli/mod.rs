@@ -32,8 +32,10 @@ pub mod policy_file;
 pub mod segments;
 pub mod settings;
 pub mod sources;
+mod ssh;
 pub mod status;
 pub mod sync;
+pub mod top;
 
 use std::process::ExitCode;
 
@@ -56,6 +58,7 @@ First steps:
   ratelimiter doctor --iface eth0       is this machine fit?
   ratelimiter agent --iface eth0        count what would be dropped, drop nothing
   ratelimiter status                    what passes, what would be dropped
+  ratelimiter top                       the same, live
   ratelimiter sources                   who sends most
   ratelimiter explain 192.0.2.7         why is this one limited?";
 
@@ -82,6 +85,8 @@ enum Command {
     Detach(detach::DetachArgs),
     /// Show what is protected, what passes and what is dropped
     Status(status::StatusArgs),
+    /// Watch what passes, what is dropped and whose, live
+    Top(top::TopArgs),
     /// Look for what keeps this machine from being protected
     Doctor(doctor::DoctorArgs),
     /// Set limits of clients and segments; compare and apply whole files
@@ -160,6 +165,7 @@ fn run(command: Command) -> Outcome {
         Command::Doctor(args) => block_on(doctor::run(args)),
         Command::Attach(args) => block_on(attach::run(args)),
         Command::Status(args) => block_on(status::run(args)),
+        Command::Top(args) => block_on(top::run(args)),
         Command::Limits(command) => block_on(limits::run(command)),
         Command::Clients(command) => block_on(clients::run(command)),
         Command::Segments(command) => block_on(segments::run(command)),

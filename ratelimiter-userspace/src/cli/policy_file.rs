@@ -76,7 +76,7 @@ pub async fn apply(
             steps::render(&steps, style) + &answer
         }
     })?;
-    Ok(Exit::Ok)
+    change.ends(client, std::slice::from_ref(&changed)).await
 }
 
 async fn document(client: &Client) -> Result<(Document, Option<String>), Failure> {

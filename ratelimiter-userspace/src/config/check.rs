@@ -270,6 +270,12 @@ impl Check {
             1,
             100,
         );
+        self.range(
+            &["safety", "protect_for_s"],
+            safety.protect_for_s,
+            0,
+            31_536_000,
+        );
         self.range(&["safety", "drain_ms"], safety.drain_ms, 0, 60_000);
     }
 

@@ -242,6 +242,9 @@ pub struct Safety {
     /// A change is risky if it covers the caller's own address, or more than this percentage of
     /// the active sources.
     pub risky_percent: u8,
+    /// How long whoever attaches an interface, the default gateways and the servers of the fleet's
+    /// store are allow-listed from then on, in seconds; 0 for not at all.
+    pub protect_for_s: u64,
     /// How long the agent drains connections after SIGTERM, in milliseconds.
     pub drain_ms: u64,
 }
@@ -446,6 +449,7 @@ impl Default for Safety {
         Self {
             confirm_within_s: 60,
             risky_percent: 50,
+            protect_for_s: 3_600,
             drain_ms: 5_000,
         }
     }

@@ -29,6 +29,8 @@ pub struct FakeState {
     pub existing: Vec<String>,
     /// What was attached.
     pub interfaces: BTreeMap<String, Interface>,
+    /// Answered by `gateways`.
+    pub gateways: Vec<std::net::IpAddr>,
     /// Reported by `health`, beside interfaces that are not attached.
     pub problems: Vec<String>,
     /// Scalars.
@@ -86,6 +88,7 @@ impl FakeDataPlane {
                 tables,
                 existing: existing.iter().map(|&name| name.to_owned()).collect(),
                 interfaces: BTreeMap::new(),
+                gateways: Vec::new(),
                 problems: Vec::new(),
                 config: Config {
                     schema: SCHEMA,
@@ -244,6 +247,10 @@ impl DataPlane for FakeDataPlane {
 
     fn interfaces(&self) -> Vec<Interface> {
         self.state().interfaces.values().cloned().collect()
+    }
+
+    fn gateways(&self) -> Result<Vec<std::net::IpAddr>, Error> {
+        Ok(self.state().gateways.clone())
     }
 
     fn health(&self) -> Health {

@@ -29,6 +29,7 @@ mod pins;
 mod pod;
 mod promoted;
 mod redate;
+mod routes;
 mod shape;
 pub mod state;
 mod store;
@@ -69,6 +70,9 @@ pub trait DataPlane: Send + Sync {
     /// Returns every interface this data plane was told to attach to, by name, as last verified
     /// (at most one second ago).
     fn interfaces(&self) -> Vec<Interface>;
+
+    /// Returns the gateways of this machine's default routes, each once; asks the kernel.
+    fn gateways(&self) -> Result<Vec<std::net::IpAddr>, Error>;
 
     /// Returns what `readyz` and the metrics need to know, as last verified.
     fn health(&self) -> Health;

@@ -11,7 +11,7 @@ use std::time::Duration;
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
 const RTM_SETLINK: u16 = 19;
-const NLMSG_ERROR: u16 = 2;
+pub(super) const NLMSG_ERROR: u16 = 2;
 const NLM_F_REQUEST: u16 = 1;
 const NLM_F_ACK: u16 = 4;
 const IFLA_IFNAME: u16 = 3;
@@ -26,7 +26,7 @@ const IFLA_XDP_SKB_PROG_ID: u16 = 6;
 const NESTED: u16 = 1 << 15;
 const RTMGRP_LINK: u32 = 1;
 /// `struct nlmsghdr` and `struct ifinfomsg`.
-const HEADER: usize = 16;
+pub(super) const HEADER: usize = 16;
 const IFINFO: usize = 16;
 
 /// What an interface looks like.
@@ -95,7 +95,7 @@ enum Answer {
     Message(Vec<u8>),
 }
 
-fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(4 + value.len().next_multiple_of(4));
     bytes.extend((4 + value.len() as u16).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -157,18 +157,18 @@ fn request(kind: u16, index: u32, attributes: &[u8], flags: u16) -> io::Result<A
     Ok(Answer::Message(body.to_vec()))
 }
 
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     let bytes = bytes.get(at..at + 2)?;
     Some(u16::from_ne_bytes(bytes.try_into().ok()?))
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     let bytes = bytes.get(at..at + 4)?;
     Some(u32::from_ne_bytes(bytes.try_into().ok()?))
 }
 
 /// Walks attributes; stops at the first malformed one.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(super) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(bytes, 0)?);
         let kind = u16_at(bytes, 2)? & !NESTED;
@@ -215,7 +215,7 @@ fn parse_xdp(nested: &[u8], link: &mut Link) {
     }
 }
 
-fn socket(groups: u32) -> io::Result<OwnedFd> {
+pub(super) fn socket(groups: u32) -> io::Result<OwnedFd> {
     // SAFETY: plain system call.
     let fd = unsafe {
         libc::socket(

@@ -294,6 +294,11 @@ impl DataPlane for XdpDataPlane {
             .collect()
     }
 
+    fn gateways(&self) -> Result<Vec<std::net::IpAddr>, Error> {
+        super::routes::default_gateways()
+            .map_err(|e| Error::kernel("reading the default routes", e))
+    }
+
     fn health(&self) -> Health {
         lock(&self.shared.health).clone()
     }

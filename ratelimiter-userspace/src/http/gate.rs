@@ -234,6 +234,7 @@ impl Gate {
         Ok(Caller {
             name: found.name.clone(),
             address: peer.address(),
+            ssh_peer: None,
             rights: found.rights.clone(),
         })
     }
@@ -255,6 +256,7 @@ impl Gate {
             None => Ok(Caller {
                 name: "local".to_owned(),
                 address: peer.address(),
+                ssh_peer: None,
                 rights: ALL.to_vec(),
             }),
         }
@@ -272,6 +274,7 @@ fn anonymous(peer: &Peer) -> Caller {
     Caller {
         name: "anonymous".to_owned(),
         address: peer.address(),
+        ssh_peer: None,
         rights: Vec::new(),
     }
 }

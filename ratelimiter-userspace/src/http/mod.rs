@@ -161,7 +161,8 @@ impl Api {
             .extensions
             .get::<Peer>()
             .ok_or_else(|| Problem::internal("the request has no peer"))?;
-        let caller = self.gate.admit(route.access, peer, &parts.headers)?;
+        let mut caller = self.gate.admit(route.access, peer, &parts.headers)?;
+        caller.ssh_peer = ssh_peer(&parts.headers);
         let params = params.ok_or_else(|| {
             Problem::bad_request(
                 "the path is not percent-encoded UTF-8; encode every byte of an id",
@@ -267,4 +268,12 @@ fn json_response<T: serde::Serialize>(status: StatusCode, value: &T) -> Result<R
         text,
     )
         .into_response())
+}
+
+/// From where the user of the command line is logged in, if it said so.
+fn ssh_peer(headers: &HeaderMap) -> Option<std::net::IpAddr> {
+    let text = headers.get(crate::admin::SSH_PEER_HEADER)?.to_str().ok()?;
+    text.parse::<std::net::IpAddr>()
+        .ok()
+        .map(|at| at.to_canonical())
 }

@@ -79,13 +79,7 @@ fn a_limit_set_over_http_drops_packets_and_a_raised_one_passes_them() {
 fn a_block_drops_and_an_allowed_address_inside_it_passes() {
     let _residue = Residue::watch();
     let edge = Edge::new();
-    // The only source there is would be more than half of the active ones.
-    let agent = Setup::new()
-        .interface(EDGE)
-        .enforce()
-        .settings(SMALL)
-        .settings("[safety]\nrisky_percent = 100")
-        .start(&edge.edge);
+    let agent = enforcing(&edge);
     agent
         .post(
             "/v1/blocklist",
@@ -164,7 +158,12 @@ fn a_block_of_most_active_sources_waits_to_be_confirmed() {
     let edge = Edge::new();
     // Its IPv6 addresses would be active sources too, and one of two is not most.
     edge.client.sysctl("net/ipv6/conf/all/disable_ipv6", "1");
-    let agent = enforcing(&edge);
+    let agent = Setup::new()
+        .interface(EDGE)
+        .enforce()
+        .settings(SMALL)
+        .safety("risky_percent = 50")
+        .start(&edge.edge);
     let listed = tests::process::holds_within(std::time::Duration::from_secs(10), || {
         edge.pings(50);
         let sources = agent.get("/v1/sources?q=192.0.2.2").expect(200).json();

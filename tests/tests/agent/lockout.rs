@@ -1,8 +1,11 @@
-//! R20: an operator who limits the interface that the operator's own connection comes through.
+//! R20 and R21: an operator who limits the interface that the operator's own connection comes through.
 
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use ratelimiter_userspace::clock;
 use serde_json::json;
 use tests::OrFail as _;
 use tests::agent::Setup;
@@ -107,4 +110,158 @@ fn the_smallest_limit_from_an_allow_listed_host_locks_nobody_out() {
     assert_eq!(count("control_traffic", "drop"), 0);
     assert_eq!(count("allow_listed", "drop"), 0);
     assert_eq!(count("over_packets", "drop"), over + 99);
+}
+
+/// Answers every byte with the same one, to one peer after the other, on a port of the edge.
+fn echo(edge: &Edge) -> std::net::SocketAddr {
+    let listener = edge
+        .edge
+        .run(|| TcpListener::bind("192.0.2.1:7007").or_fail("listen"));
+    let address = listener.local_addr().or_fail("an address");
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let mut byte = [0];
+            while matches!(stream.read(&mut byte), Ok(1)) {
+                if byte == *b"Q" {
+                    return;
+                }
+                if stream.write_all(&byte).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    address
+}
+
+/// Sends a byte and says whether it came back within `bound`.
+fn answers(stream: &mut TcpStream, bound: Duration) -> bool {
+    let mut byte = [0];
+    stream.set_read_timeout(Some(bound)).or_fail("set a bound");
+    stream.write_all(b"x").or_fail("send");
+    stream.read(&mut byte).is_ok_and(|n| n == 1)
+}
+
+/// R21 with the caller's own connection: a change that cuts it off is on trial by itself, and the
+/// policy before it is in force again at the deadline, although nobody is left to see to it.
+#[test]
+fn a_change_that_cuts_the_caller_off_is_taken_back_although_the_agent_is_killed() {
+    const CONFIRM: Duration = Duration::from_secs(5);
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    let mut agent = Setup::new()
+        .interface(EDGE)
+        .enforce()
+        .settings(SMALL)
+        .safety("confirm_within_s = 5\nrisky_percent = 100\nprotect_for_s = 0")
+        .settings(&format!(
+            "[credentials.operator]\ntoken = \"{TOKEN}\"\nrights = [\"admin\"]"
+        ))
+        .listen("192.0.2.1:9740")
+        .start(&edge.edge);
+    let bearer = format!("Bearer {TOKEN}");
+    let block = || {
+        let headers = [("authorization", bearer.as_str())];
+        let address = "192.0.2.1:9740".parse().or_fail("an address");
+        let body = json!({"cidr": "192.0.2.0/24", "reason": "a slip"});
+        edge.client
+            .run(|| request_tcp(address, "POST", "/v1/blocklist", &headers, Some(&body)))
+            .or_fail("ask")
+    };
+    let server = echo(&edge);
+    let mut held = edge
+        .client
+        .run(|| TcpStream::connect(server).or_fail("connect"));
+    assert!(answers(&mut held, Duration::from_secs(5)));
+
+    let begin = clock::instant();
+    let waits = block();
+    assert_eq!(waits.status, 202, "{waits:?}");
+    assert!(
+        waits
+            .body
+            .contains("your own address `192.0.2.2` would be blocked"),
+        "{}",
+        waits.body
+    );
+    assert!(waits.json()["confirm_by"].is_string());
+    assert!(
+        !answers(&mut held, Duration::from_millis(500)),
+        "it is in force"
+    );
+    agent.kill();
+    assert_eq!(edge.pings(1), 0, "nobody took it back yet");
+    let back = tests::process::holds_within(Duration::from_secs(20), || edge.pings(1) == 1);
+    let took = begin.elapsed();
+    assert!(back, "the policy before it is in force again");
+    println!(
+        "taken back after {:.1} s, {CONFIRM:?} were set",
+        took.as_secs_f64()
+    );
+    let slack = Duration::from_secs(2);
+    assert!(took >= CONFIRM.saturating_sub(slack), "{took:?}");
+    assert!(took <= CONFIRM + slack, "{took:?}");
+    // The same connection goes on: the byte that was dropped is sent again by the kernel.
+    assert!(answers(&mut held, Duration::from_secs(20)));
+
+    // The next agent says the same, and who took it back; a change that is confirmed stays.
+    agent.restart();
+    let list = agent.get("/v1/blocklist").expect(200).json();
+    assert_eq!(list["total"], 0, "{list}");
+    let changes = agent.get("/v1/changes?limit=1").expect(200).json();
+    assert_eq!(changes["items"][0]["by"], "rollback", "{changes}");
+    assert_eq!(block().status, 202);
+    agent.post("/v1/changes:confirm", &json!({})).expect(200);
+    tests::process::rest(CONFIRM + Duration::from_secs(1));
+    assert_eq!(edge.pings(2), 0, "confirmed, it stays");
+    agent.delete("/v1/blocklist?cidr=192.0.2.0/24").expect(200);
+    held.write_all(b"Q").or_fail("end the server");
+}
+
+/// The command line attaches from a session over SSH: where that comes from and the default gateway
+/// are let in for a while, by the kernel's own clock.
+#[test]
+fn whoever_attaches_over_ssh_is_let_in_and_no_longer_than_set() {
+    const SSH: &str = "192.0.2.2 50022 192.0.2.1 22";
+    let _residue = Residue::watch();
+    let edge = Edge::new();
+    edge.edge.ip("route add default via 192.0.2.254");
+    let mut agent = Setup::new()
+        .enforce()
+        .settings(SMALL)
+        .safety("protect_for_s = 6\nrisky_percent = 100")
+        .start(&edge.edge);
+    let (status, out, err) = agent.cli_over_ssh(&format!("attach {EDGE}"), SSH);
+    assert_eq!(status, 0, "{out}{err}");
+    for part in [
+        "192.0.2.2/32 is never limited until this ends in ",
+        "(SSH peer of whoever attached)",
+        "192.0.2.254/32",
+        "(default gateway)",
+    ] {
+        assert!(out.contains(part), "no `{part}` in {out}");
+    }
+    let (_, listed, _) = agent.cli("allow list");
+    assert!(listed.contains("agent, for a time"), "{listed}");
+    let smallest = json!({
+        "limits": { "packets": {
+            "rate_limit": 1, "time_window": "366d", "burst": 1, "unit": "packets"
+        } }
+    });
+    agent.put("/v1/segments/default", &smallest).expect(201);
+    assert_eq!(edge.pings(50), 50, "the session loses nothing");
+    agent.kill();
+    let ended = tests::process::holds_within(Duration::from_secs(20), || edge.pings(3) <= 1);
+    assert!(ended, "it ends although the agent is dead");
+    agent.restart();
+    let list = agent.get("/v1/allowlist").expect(200).json();
+    assert_eq!(list["total"], 0, "it has ended: {list}");
+    // The same change from that session waits to be confirmed: it would cut the session off.
+    let (status, out, err) = agent.cli_over_ssh("block add 192.0.2.2", SSH);
+    assert_eq!(status, 0, "{out}{err}");
+    assert!(
+        out.contains("your own address `192.0.2.2` would be blocked"),
+        "{out}"
+    );
+    assert!(out.contains("ratelimiter confirm"), "{out}");
 }

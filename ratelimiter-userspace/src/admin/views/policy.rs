@@ -18,6 +18,8 @@ pub enum DefinedIn {
     File,
     /// Nobody set it: a default of the product.
     Default,
+    /// Made by the agent itself, for a time, so that nobody is locked out.
+    Agent,
 }
 
 /// A client.

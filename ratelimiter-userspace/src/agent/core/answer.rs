@@ -1,18 +1,12 @@
 //! What is asked before a change and answered after it.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-
-use ratelimiter_common::abi::policy::{PrefixValue, action};
 
 use crate::admin::edit::object;
 use crate::admin::views::{Changed, Difference};
-use crate::admin::{AdminError, Caller, IfMatch, Result};
-use crate::agent::explain::address_of;
-use crate::agent::state::covering;
+use crate::admin::{AdminError, IfMatch, Result};
 use crate::agent::tag::{shown_tag, tag_of};
 use crate::policy::model::{Document, Mode};
-use crate::policy::plan::Prefix;
 use crate::policy::set::Compiled;
 
 use super::Core;
@@ -66,27 +60,6 @@ impl Core {
             found: found.unwrap_or_else(|| "none".to_owned()),
             revisions: None,
         })
-    }
-
-    /// Whether a change blocks the caller's own address, or too many of the sources that are
-    /// active now. In shadow nothing is dropped, so nothing is risky.
-    pub(super) fn is_risky(&self, next: &Compiled, caller: &Caller) -> bool {
-        if self.inputs.mode != Mode::Enforce {
-            return false;
-        }
-        let newly_blocked = |address| {
-            let blocked = |prefixes: &[(Prefix, PrefixValue)]| {
-                covering(prefixes, address).is_some_and(|(_, value)| value.action == action::BLOCK)
-            };
-            blocked(&next.prefixes) && !blocked(&self.compiled.prefixes)
-        };
-        if caller.address.is_some_and(newly_blocked) {
-            return true;
-        }
-        let talkers = Arc::clone(&self.shared.figured.load().talkers);
-        let active: Vec<_> = talkers.iter().filter_map(address_of).collect();
-        let hit = active.iter().filter(|a| newly_blocked(**a)).count();
-        !active.is_empty() && hit * 100 > active.len() * usize::from(self.risky_percent)
     }
 
     pub(super) fn answer(

@@ -19,6 +19,7 @@ use crate::policy::validate::Issue;
 
 use super::Core;
 use super::errors::{invalid, plane_error};
+use super::protect::{Protected, shelter};
 
 /// Rounds of planning before a change is given up: each waits less than 20 ms.
 const MAX_ROUNDS: usize = 64;
@@ -33,7 +34,19 @@ impl Core {
         fixed: &Document,
         mode: Mode,
     ) -> Result<(Document, Compiled)> {
-        let document = overlay(stored, fixed);
+        self.compile_with(stored, fixed, mode, &self.protected)
+    }
+
+    /// As [`Self::compile`], with others let in for a while.
+    pub(super) fn compile_with(
+        &self,
+        stored: &Document,
+        fixed: &Document,
+        mode: Mode,
+        protected: &Protected,
+    ) -> Result<(Document, Compiled)> {
+        let mut document = overlay(stored, fixed);
+        shelter(&mut document, protected);
         let inputs = self.inputs_now(mode);
         let (policies, zones) = (&self.installed.policies, &self.installed.zones);
         let compiled =
@@ -60,7 +73,8 @@ impl Core {
         mode: Mode,
         (policies, zones): &Numbers,
     ) -> Result<(Document, Compiled)> {
-        let document = overlay(stored, fixed);
+        let mut document = overlay(stored, fixed);
+        shelter(&mut document, &self.protected);
         let compiled = compile(&document, &self.inputs_now(mode), policies, zones)
             .map_err(|issues| invalid(&issues))?;
         Ok((document, compiled))

@@ -8,6 +8,8 @@ mod escalate;
 mod fleet;
 mod install;
 mod own;
+mod protect;
+mod risk;
 mod trials;
 mod turn;
 
@@ -38,6 +40,8 @@ use crate::store::{NewChange, Store};
 const REBUILDS: usize = 8;
 /// Name under which changes on trial are kept in the store.
 const TRIALS: &str = "trials";
+/// Name under which addresses that are let in for a while are kept in the store.
+const PROTECTED: &str = "protected";
 
 /// The control thread's state.
 pub(super) struct Core {
@@ -53,6 +57,8 @@ pub(super) struct Core {
     trials: Vec<Trial>,
     confirm_within: Duration,
     risky_percent: u8,
+    protect_for: Duration,
+    protected: protect::Protected,
     checks: Checks,
     offences: escalate::Offences,
     fleet: Option<Fleet>,
@@ -66,6 +72,7 @@ pub(super) struct Parts {
     pub(super) fixed: Document,
     pub(super) confirm_within: Duration,
     pub(super) risky_percent: u8,
+    pub(super) protect_for: Duration,
     pub(super) checks: Checks,
     /// The store of the fleet that this host is in.
     pub(super) joining: Option<Joining>,
@@ -93,7 +100,10 @@ impl Core {
             .transpose()?;
         let installed = known(parts.found);
         let fixed = Arc::new(parts.fixed);
-        let document = Arc::new(overlay(&stored, &fixed));
+        let protected = protect::kept(parts.store.as_ref())?;
+        let mut document = overlay(&stored, &fixed);
+        protect::shelter(&mut document, &protected);
+        let document = Arc::new(document);
         let mut inputs = parts.inputs;
         inputs.now_ns = clock::monotonic_ns();
         let compiled = compile(&document, &inputs, &installed.policies, &installed.zones)
@@ -122,6 +132,8 @@ impl Core {
             trials,
             confirm_within: parts.confirm_within,
             risky_percent: parts.risky_percent,
+            protect_for: parts.protect_for,
+            protected,
             checks: parts.checks,
             offences: escalate::Offences::new(),
             fleet,
@@ -173,6 +185,9 @@ impl Core {
         let path = edit.path();
         self.check_writable(&path)?;
         self.check_condition(&path, options.if_match.as_ref())?;
+        if let Some(changed) = self.unprotect(edit, options.dry_run)? {
+            return Ok(Some(changed));
+        }
         let edited = edit.apply(&self.stored)?;
         let next = self.compile(&edited, &self.fixed, self.inputs.mode)?;
         let mut changed = self.answer(&path, edit.what(), &edited, &next.1);
@@ -180,10 +195,10 @@ impl Core {
         if !changed.changed {
             return Ok(Some(changed));
         }
-        let try_for = options.try_for.or_else(|| {
-            self.is_risky(&next.1, caller)
-                .then_some(self.confirm_within)
-        });
+        let risk = self.risk(&edited, &next.1, caller)?;
+        let try_for = options
+            .try_for
+            .or_else(|| risk.is_some().then_some(self.confirm_within));
         let deadline_unix_ms =
             try_for.map(|within| clock::unix_ms().saturating_add(within.as_millis() as u64));
         let change = NewChange {
@@ -202,11 +217,10 @@ impl Core {
             before: change.before.clone(),
             deadline_unix_ms,
         });
-        if try_for.is_some() && options.try_for.is_none() {
+        if let (Some(risk), Some(try_for)) = (&risk, try_for) {
             changed.warnings.push(format!(
-                "the change concerns your own address or many active sources: it takes itself \
-                 back unless it is confirmed within {} s",
-                self.confirm_within.as_secs()
+                "{risk}: the change takes itself back unless it is confirmed within {} s",
+                try_for.as_secs()
             ));
         }
         if options.dry_run {
@@ -299,12 +313,17 @@ impl Core {
 
     /// Removes list entries that have ended. The kernel stopped heeding them by itself.
     fn expire(&mut self, now_unix_ms: u64) -> Result<()> {
+        let ended = self.end_protection(now_unix_ms)?;
         let mut next = (*self.stored).clone();
         for list in [&mut next.allow, &mut next.block] {
             list.retain(|_, entry| entry.expires_unix_ms.is_none_or(|end| end > now_unix_ms));
         }
         let removed =
             self.stored.allow.len() + self.stored.block.len() - next.allow.len() - next.block.len();
+        if removed == 0 && ended {
+            let (fixed, mode) = ((*self.fixed).clone(), self.inputs.mode);
+            return self.reload(fixed, mode).map(drop);
+        }
         let compiled = self.compile(&next, &self.fixed, self.inputs.mode)?;
         let change = NewChange {
             at_unix_ms: now_unix_ms,

@@ -5,7 +5,9 @@
 
 mod problem;
 mod target;
+mod tls;
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -21,7 +23,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::exit::{Exit, Failure};
+use crate::admin::SSH_PEER_HEADER;
 pub use target::{CheckConnectionArgs, ConnectionArgs, DEFAULT_SOCKET, Target};
+pub use tls::Tls;
 
 /// Largest answer read, in bytes: a list of a million clients fits.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
@@ -143,6 +147,8 @@ pub struct Client {
     target: Target,
     token: Option<String>,
     timeout: Duration,
+    ssh_peer: Option<IpAddr>,
+    tls: Option<Tls>,
 }
 
 impl Client {
@@ -152,7 +158,21 @@ impl Client {
             target,
             token,
             timeout,
+            ssh_peer: None,
+            tls: None,
         }
+    }
+
+    /// The same over TLS, if there is any.
+    #[must_use]
+    pub fn with_tls(self, tls: Option<Tls>) -> Self {
+        Self { tls, ..self }
+    }
+
+    /// The same, telling the agent from where its user is logged in: what a change must not cut off.
+    #[must_use]
+    pub fn with_ssh_peer(self, ssh_peer: Option<IpAddr>) -> Self {
+        Self { ssh_peer, ..self }
     }
 
     /// Where the agent is looked for.
@@ -202,12 +222,18 @@ impl Client {
                     .map_err(|e| target::socket_failure(path, &e))?;
                 self.talk(stream, "localhost", call).await
             }
-            Target::Tcp { host, port } => {
+            Target::Tcp { host, port, .. } => {
                 let authority = self.target.authority();
                 let stream = TcpStream::connect((host.as_str(), *port))
                     .await
                     .map_err(|e| target::tcp_failure(&authority, &e))?;
-                self.talk(stream, &authority, call).await
+                match &self.tls {
+                    Some(tls) => {
+                        let stream = tls.shake(host, stream).await?;
+                        self.talk(stream, &authority, call).await
+                    }
+                    None => self.talk(stream, &authority, call).await,
+                }
             }
         }
     }
@@ -257,6 +283,9 @@ impl Client {
             );
         if let Some(token) = &self.token {
             builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        if let Some(peer) = self.ssh_peer {
+            builder = builder.header(SSH_PEER_HEADER, peer.to_string());
         }
         if let Some(etag) = &call.if_match {
             builder = builder.header(IF_MATCH, etag);

@@ -5,8 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Client, read_token};
+use super::{Client, Tls, read_token};
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::ssh;
 use crate::policy::units::parse_duration_ns;
 
 /// The socket the agent listens on unless told otherwise.
@@ -25,7 +26,8 @@ pub struct ConnectionArgs {
         hide_env_values = true
     )]
     pub socket: PathBuf,
-    /// Speak TCP instead, for example to `http://127.0.0.1:9740`
+    /// Speak TCP instead, for example to `http://127.0.0.1:9740`, or `https://` where a proxy
+    /// before the agent speaks TLS
     #[arg(
         long,
         value_name = "URL",
@@ -33,6 +35,14 @@ pub struct ConnectionArgs {
         hide_env_values = true
     )]
     pub url: Option<String>,
+    /// Certificates (PEM) that may sign the one of an `https://` URL, instead of the system's
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "RATELIMITER_CA_FILE",
+        hide_env_values = true
+    )]
+    pub ca_file: Option<PathBuf>,
     /// File with the bearer token, if the agent asks for one (or set RATELIMITER_TOKEN)
     #[arg(
         long,
@@ -59,6 +69,14 @@ pub struct CheckConnectionArgs {
         hide_env_values = true
     )]
     pub url: String,
+    /// Certificates (PEM) that may sign the one of an `https://` URL, instead of the system's
+    #[arg(
+        long,
+        value_name = "PATH",
+        env = "RATELIMITER_CA_FILE",
+        hide_env_values = true
+    )]
+    pub ca_file: Option<PathBuf>,
     /// File with the bearer token, if the agent asks for one (or set RATELIMITER_TOKEN)
     #[arg(
         long,
@@ -76,11 +94,9 @@ impl CheckConnectionArgs {
     /// The client these flags ask for.
     pub fn client(&self) -> Result<Client, Failure> {
         let target = Target::from_url(&self.url)?;
-        Ok(Client::new(
-            target,
-            token(self.token_file.as_deref())?,
-            self.timeout,
-        ))
+        let tls = target.tls(self.ca_file.as_deref())?;
+        let token = token(self.token_file.as_deref())?;
+        Ok(Client::new(target, token, self.timeout).with_tls(tls))
     }
 }
 
@@ -102,7 +118,11 @@ impl ConnectionArgs {
             None => Target::Socket(self.socket.clone()),
         };
         let token = token(self.token_file.as_deref())?;
-        Ok(Client::new(target, token, self.timeout))
+        // The session matters to the machine it ends on.
+        let ssh_peer = target.is_local().then(ssh::peer).flatten();
+        let tls = target.tls(self.ca_file.as_deref())?;
+        let client = Client::new(target, token, self.timeout);
+        Ok(client.with_ssh_peer(ssh_peer).with_tls(tls))
     }
 }
 
@@ -129,11 +149,13 @@ pub enum Target {
         host: String,
         /// Port.
         port: u16,
+        /// Whether TLS is spoken there.
+        tls: bool,
     },
 }
 
 impl Target {
-    /// Parses `http://host[:port][/]`, `unix:///path` or `unix:/path`.
+    /// Parses `http[s]://host[:port][/]`, `unix:///path` or `unix:/path`.
     pub fn from_url(url: &str) -> Result<Self, Failure> {
         if let Some(path) = url.strip_prefix("unix:") {
             let path = path.strip_prefix("//").unwrap_or(path);
@@ -145,16 +167,10 @@ impl Target {
             )));
         }
         let example = "write for example http://127.0.0.1:9740";
-        if url.starts_with("https:") {
-            return Err(Failure::usage(format!(
-                "`--url {url}` is https, which this command does not speak"
-            ))
-            .with_help("forward the agent's port: ssh -L 9740:127.0.0.1:9740 HOST, then --url http://127.0.0.1:9740"));
-        }
         let uri: http::Uri = url
             .parse()
             .map_err(|e| Failure::usage(format!("`--url {url}` is not a URL: {e}; {example}")))?;
-        let (Some("http"), Some(host)) = (uri.scheme_str(), uri.host()) else {
+        let (Some(scheme @ ("http" | "https")), Some(host)) = (uri.scheme_str(), uri.host()) else {
             return Err(Failure::usage(format!(
                 "`--url {url}` has no scheme or host; {example}"
             )));
@@ -169,16 +185,40 @@ impl Target {
         }
         Ok(Self::Tcp {
             host: host.trim_matches(['[', ']']).to_owned(),
-            port: uri.port_u16().unwrap_or(9740),
+            port: uri
+                .port_u16()
+                .unwrap_or(if scheme == "https" { 443 } else { 9740 }),
+            tls: scheme == "https",
         })
+    }
+
+    /// Whom to believe there; `None` where TLS is not spoken.
+    fn tls(&self, ca_file: Option<&Path>) -> Result<Option<Tls>, Failure> {
+        match self {
+            Self::Tcp { tls: true, .. } => Tls::new(ca_file).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Whether the agent runs on this machine.
+    fn is_local(&self) -> bool {
+        match self {
+            Self::Socket(_) => true,
+            Self::Tcp { host, .. } => {
+                host == "localhost"
+                    || host
+                        .parse::<std::net::IpAddr>()
+                        .is_ok_and(|at| at.is_loopback())
+            }
+        }
     }
 
     /// `host:port`, with brackets around IPv6 addresses; empty for a socket.
     pub(super) fn authority(&self) -> String {
         match self {
             Self::Socket(_) => String::new(),
-            Self::Tcp { host, port } if host.contains(':') => format!("[{host}]:{port}"),
-            Self::Tcp { host, port } => format!("{host}:{port}"),
+            Self::Tcp { host, port, .. } if host.contains(':') => format!("[{host}]:{port}"),
+            Self::Tcp { host, port, .. } => format!("{host}:{port}"),
         }
     }
 }
@@ -187,7 +227,10 @@ impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Socket(path) => write!(f, "`{}`", path.display()),
-            Self::Tcp { .. } => write!(f, "`http://{}`", self.authority()),
+            Self::Tcp { tls, .. } => {
+                let scheme = if *tls { "https" } else { "http" };
+                write!(f, "`{scheme}://{}`", self.authority())
+            }
         }
     }
 }
@@ -244,6 +287,7 @@ mod tests {
         Target::Tcp {
             host: host.to_owned(),
             port,
+            tls: false,
         }
     }
 
@@ -258,13 +302,14 @@ mod tests {
         ] {
             assert_eq!(Target::from_url(url), Ok(target), "{url}");
         }
+        let secure = Target::from_url("https://edge1").unwrap();
+        assert_eq!(secure.to_string(), "`https://edge1:443`");
         assert_eq!(tcp("::1", 80).to_string(), "`http://[::1]:80`");
     }
 
     #[test]
     fn refuses_urls_with_a_reason() {
         for (url, part) in [
-            ("https://edge1:9740", "does not speak"),
             ("127.0.0.1:9740", "no scheme or host"),
             ("http://edge1/v1", "has a path"),
             ("ftp://edge1", "no scheme or host"),

@@ -215,7 +215,7 @@ mod tests {
         let mut begin_ns = real_ns - random.upto(60 * S);
         let mut base = random.next() >> 8;
         let last = (random.next() % 3) as usize;
-        for n in 0..=last {
+        for place in clock.pieces.iter_mut().take(last + 1) {
             let (rate, window) = (1 + random.upto(5_000), 1 + random.upto(3_600));
             let piece = Piece {
                 from_ns: begin_ns,
@@ -226,7 +226,7 @@ mod tests {
                 mode: CommonMode::Enforce as u32,
                 debt_bits: 0,
             };
-            clock.pieces[n] = piece;
+            *place = piece;
             begin_ns = begin_ns.max(real_ns) + S / 50 + random.upto(120 * S);
             base = piece.at(segment.at(begin_ns));
         }

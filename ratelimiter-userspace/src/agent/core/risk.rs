@@ -51,16 +51,16 @@ fn own_risk(now: &Compiled, next: &Compiled, own: &[IpAddr]) -> Option<Risk> {
     own.iter().find_map(|address| {
         let address = unmapped(*address);
         let (now, next) = (treatment(now, address), treatment(next, address));
+        if now == Treatment::Blocked || next == Treatment::Allowed {
+            return None;
+        }
         let how = match (now, next) {
-            (Treatment::Blocked, _) | (_, Treatment::Allowed) => return None,
             (_, Treatment::Blocked) => "blocked",
             // Nobody reaches loopback through an interface that a limit would cut off.
             _ if address.is_loopback() => return None,
-            (Treatment::Allowed, Treatment::Limited(..)) => "no longer allow-listed",
-            (Treatment::Limited(..), Treatment::Limited(..)) if next.is_tighter_than(&now) => {
-                "limited more tightly"
-            }
-            (Treatment::Limited(..), Treatment::Limited(..)) => return None,
+            (Treatment::Allowed, _) => "no longer allow-listed",
+            _ if next.is_tighter_than(&now) => "limited more tightly",
+            _ => return None,
         };
         Some(format!("your own address `{address}` would be {how}"))
     })

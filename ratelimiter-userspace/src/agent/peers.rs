@@ -41,7 +41,8 @@ pub(super) async fn to_protect(
         let resolved = tokio::net::lookup_host((host, port));
         match tokio::time::timeout(RESOLVE_WITHIN, resolved).await {
             Ok(Ok(addresses)) => {
-                found.extend(addresses.map(|at| (at.ip(), format!("store of the fleet, `{host}`"))))
+                let why = format!("store of the fleet, `{host}`");
+                found.extend(addresses.map(|at| (at.ip(), why.clone())));
             }
             Ok(Err(error)) => tracing::warn!(host, %error, "the store's server is not let in"),
             Err(_elapsed) => tracing::warn!(host, "the store's server is not let in: no answer"),

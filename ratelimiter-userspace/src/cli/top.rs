@@ -64,7 +64,7 @@ pub struct TopArgs {
 
 fn parse_every(text: &str) -> Result<Duration, String> {
     let every = Duration::from_nanos(parse_duration_ns(text)?);
-    if (Duration::from_millis(200)..=Duration::from_secs(60)).contains(&every) {
+    if (Duration::from_millis(200)..=Duration::from_mins(1)).contains(&every) {
         Ok(every)
     } else {
         Err(format!(

@@ -349,15 +349,12 @@ impl State {
                 explanation: None,
             };
         }
-        let address = prefix(source).map(|prefix| prefix.addr().to_string());
-        match address {
-            Some(_) => vec![Command::Explain(source.clone())],
-            None => {
-                let why = "many sources share this bucket: explain one of them, or the client";
-                detail.explanation = Some(Err(why.to_owned()));
-                Vec::new()
-            }
+        if prefix(source).is_some() {
+            return vec![Command::Explain(source.clone())];
         }
+        let why = "many sources share this bucket: explain one of them, or the client";
+        detail.explanation = Some(Err(why.to_owned()));
+        Vec::new()
     }
 
     fn key(&mut self, key: KeyEvent) -> Vec<Command> {
@@ -470,13 +467,11 @@ impl State {
             self.say(Tone::Bad, "no source is chosen".to_owned());
             return None;
         };
-        match prefix(&source) {
-            Some(prefix) => Some(prefix.to_string()),
-            None => {
-                self.say(Tone::Bad, format!("`{source}` has no address"));
-                None
-            }
+        let prefix = prefix(&source).map(|prefix| prefix.to_string());
+        if prefix.is_none() {
+            self.say(Tone::Bad, format!("`{source}` has no address"));
         }
+        prefix
     }
 
     fn ask(&mut self, action: impl FnOnce(String) -> Action) {

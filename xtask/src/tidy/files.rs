@@ -10,9 +10,9 @@ const LINES_BOUND: usize = 550;
 /// Files that may be longer, each with its bound and the reason.
 const LONG: [(&str, usize, &str); 4] = [
     (
-        "ratelimiter-userspace/src/config/adaptive.rs",
-        600,
-        "grown past the bound when hosts came to share a backend; to be split",
+        "ratelimiter-userspace/src/agent/core.rs",
+        720,
+        "grown past the bound before the first release; to be split by operation",
     ),
     (
         "ratelimiter-userspace/src/agent/service.rs",

@@ -41,6 +41,18 @@ pub const fn v6(high: u64, low: u64, mask: u64) -> Option<SourceKey> {
     }
 }
 
+/// Returns an address, as its two halves, whose source has the key of an IPv6 source.
+#[inline(always)]
+#[must_use]
+pub const fn top6(key: SourceKey) -> (u64, u64) {
+    match key >> 56 {
+        0x00 if key >> 32 == 0x0064 << 16 => (NAT64, key & 0xffff_ffff),
+        // Which host it is does not matter: a link is one prefix.
+        0xff => (LINK_LOCAL << 54, key & !(0xff << 56)),
+        _ => (key, 0),
+    }
+}
+
 /// Folds a 64-bit interface identifier into 56 bits.
 ///
 /// Exact for identifiers made from a MAC address (`ff:fe` in the middle, RFC 4291 appendix A); any
@@ -72,6 +84,16 @@ mod tests {
     fn key(text: &str) -> Option<SourceKey> {
         let bits = u128::from(text.parse::<std::net::Ipv6Addr>().unwrap());
         v6((bits >> 64) as u64, bits as u64, M64)
+    }
+
+    #[test]
+    fn an_address_is_found_for_a_key() {
+        for text in ["2001:db8:1:2::", "64:ff9b::c000:201", "64:ff9b:1::"] {
+            let key = key(text).unwrap();
+            let (high, low) = top6(key);
+            assert_eq!(v6(high, low, M64), Some(key), "{text}");
+        }
+        assert_eq!(top6(key("fe80::1").unwrap()).0, 0xfe80 << 48);
     }
 
     #[test]

@@ -56,6 +56,8 @@ struct Generator {
     mask: u32,
     /// The others.
     base: u32,
+    /// Where each source is new: log2 of the packets it sends, in turn with 63 others; 0 for one.
+    shift: u32,
 }
 
 /// Where the generator begins: 14 + 20 + 8 and 14 + 40 + 8.
@@ -79,7 +81,10 @@ fn generate(ctx: &XdpContext, at: usize) -> bool {
         (*generator).counter = counter + 1;
         let mask = (*generator).mask;
         let varied = if mask == u32::MAX {
-            counter as u32
+            match (*generator).shift & 15 {
+                0 => counter as u32,
+                shift => ((counter >> (6 + shift)) << 6) as u32 | (counter & 63) as u32,
+            }
         } else {
             (counter.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 36) as u32 & mask
         };

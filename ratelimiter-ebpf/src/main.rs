@@ -13,6 +13,7 @@ mod crowd4;
 mod crowd6;
 mod events;
 mod first_seen;
+mod inherit;
 mod known;
 mod limit;
 mod lookup;

@@ -6,7 +6,7 @@ use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::XdpContext;
 use ratelimiter_common::abi::config::{PROMOTED_WORDS, ZONES as ZONE_COUNT};
 use ratelimiter_common::abi::counters::{CpuState, UnitCache, ZoneCache};
-use ratelimiter_common::abi::merge::{MAGIC, MAX_OPS, MergeHeader, MergeOp, op, result};
+use ratelimiter_common::abi::merge::{BY_PREFIX, MAGIC, MAX_OPS, MergeHeader, MergeOp, op, result};
 use ratelimiter_common::abi::tracked::{CROWD, LIMITED, SLOT_MASK, TAT_BITS, Tracked, binding};
 use ratelimiter_common::crowd::debt;
 use ratelimiter_common::parse::Packet;
@@ -22,7 +22,7 @@ use crate::scratch::{self, Arrival, UNIT_SLOTS, put};
 use crate::tracked::{
     ONE_TO_ONE, STATE_MASK, TAT_MASK, cell, clock_of, pack, read_clocks, read_entry, scaled,
 };
-use crate::{crowd4, crowd6, lookup};
+use crate::{crowd4, crowd6, inherit, lookup};
 
 /// Runs a batch; false if the frame is none.
 #[inline(always)]
@@ -61,6 +61,7 @@ pub(crate) fn merge(ctx: &XdpContext) -> bool {
                     result::ABSENT => change_crowd(&raw mut copy),
                     done => done,
                 },
+                op::INHERIT => inherit::inherit(&raw mut copy),
                 op::RAISE | op::CLAMP => change(&raw mut copy),
                 _ => result::REFUSED,
             };
@@ -76,7 +77,7 @@ pub(crate) fn merge(ctx: &XdpContext) -> bool {
 
 /// A tracked source's policy: its tag and the limited units, whose clocks are now in the scratch.
 #[inline(always)]
-unsafe fn bound(cpu: *mut CpuState, tracked: *mut Tracked) -> Option<(u32, u32)> {
+pub(crate) unsafe fn bound(cpu: *mut CpuState, tracked: *mut Tracked) -> Option<(u32, u32)> {
     // SAFETY: live map values.
     unsafe {
         let slot = atomic::load(&raw const (*tracked).binding) as u32 & SLOT_MASK;
@@ -88,7 +89,7 @@ unsafe fn bound(cpu: *mut CpuState, tracked: *mut Tracked) -> Option<(u32, u32)>
 
 /// What a tracked word owes; `None` if it was written on another policy's clock.
 #[inline(always)]
-unsafe fn owed(word: u64, tag: u32, clock: *const UnitCache) -> Option<u64> {
+pub(crate) unsafe fn owed(word: u64, tag: u32, clock: *const UnitCache) -> Option<u64> {
     if word == 0 {
         return Some(0);
     }
@@ -174,7 +175,7 @@ pub extern "C" fn change(op: *mut MergeOp) -> u32 {
 /// Puts the packet a crowd operation stands for into the scratch: from the source of `key`, in
 /// `zone`, costing nothing.
 #[inline(always)]
-unsafe fn arrive(cpu: *mut CpuState, op: &MergeOp, zone: u32) -> Option<*mut Arrival> {
+pub(crate) unsafe fn arrive(cpu: *mut CpuState, op: &MergeOp, zone: u32) -> Option<*mut Arrival> {
     let config = lookup::config()?;
     // SAFETY: live map values.
     unsafe {
@@ -203,7 +204,7 @@ unsafe fn arrive(cpu: *mut CpuState, op: &MergeOp, zone: u32) -> Option<*mut Arr
 
 /// The clock and geometry of a unit of a zone.
 #[inline(always)]
-unsafe fn zone_unit(zone: *const ZoneCache, unit: usize) -> *const UnitCache {
+pub(crate) unsafe fn zone_unit(zone: *const ZoneCache, unit: usize) -> *const UnitCache {
     // SAFETY: a live map value, and behind the units lies more of it.
     unsafe {
         let units: *const UnitCache = (&raw const (*zone).unit).cast();
@@ -213,7 +214,7 @@ unsafe fn zone_unit(zone: *const ZoneCache, unit: usize) -> *const UnitCache {
 
 /// What the packet's source owes in a unit of its zone; `None` if it has no word there.
 #[inline(always)]
-unsafe fn crowd_debt(cpu: *mut CpuState, cache: *const UnitCache) -> Option<u64> {
+pub(crate) unsafe fn crowd_debt(cpu: *mut CpuState, cache: *const UnitCache) -> Option<u64> {
     // SAFETY: live map values.
     unsafe {
         if Arrival::is_v4(scratch::arrival(cpu)) {
@@ -315,44 +316,19 @@ pub extern "C" fn promote(op: *mut MergeOp) -> u32 {
             return result::REFUSED;
         };
         let tag = (*policy).tag;
-        let Some(arrival) = arrive(cpu, op, op.unit) else {
+        if arrive(cpu, op, op.unit).is_none() {
             return result::REFUSED;
-        };
-        let zone = policy::zone_cache(cpu, (*arrival).zone);
+        }
         let limited = read_clocks(place, 8) & 0xff;
         if insert(op.key, op.slot, op.generation) != result::DONE {
             return result::REFUSED;
         }
-        let Some(tracked) = lookup::tracked(scratch::of(cpu), op.key) else {
-            return result::REFUSED;
-        };
         // Twice: what is charged in the crowd until the bit is seen must not be forgiven.
         let mut round = 0;
         while round < 2 {
-            each_unit!('unit, unit, {
-                if limited >> unit & 1 == 0 || (*zone).units >> unit & 1 == 0 {
-                    break 'unit;
-                }
-                let Some(was) = crowd_debt(cpu, zone_unit(zone, unit)) else {
-                    break 'unit;
-                };
-                let clock = clock_of(cpu, unit);
-                let cell = cell(tracked, unit);
-                let mut tries = 0;
-                while tries < TRIES {
-                    tries += 1;
-                    let word = atomic::load(cell);
-                    let tat = pack(tag, (*clock).now.wrapping_add(was));
-                    let more = match owed(word, tag, clock) {
-                        Some(owed) => was > owed,
-                        None => true,
-                    };
-                    if !more || atomic::swap_if(cell, word, tat) {
-                        break;
-                    }
-                    fence();
-                }
-            });
+            if inherit::carry(op.key, limited, tag) != result::DONE {
+                return result::REFUSED;
+            }
             if round == 0 {
                 let bit = source::promoted_bit(op.key);
                 let word = (bit >> 6) & (PROMOTED_WORDS - 1);
@@ -368,7 +344,7 @@ pub extern "C" fn promote(op: *mut MergeOp) -> u32 {
 }
 
 /// Sends a tracked source back to the crowd, its debt with it, and deletes its entry. The zone it
-/// goes to is in `slot`. Refused while it owes more than the burst.
+/// goes to is in `slot`. Refused while it owes more than the burst, unless the prefixes say the zone.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn demote(op: *mut MergeOp) -> u32 {
@@ -386,7 +362,16 @@ pub extern "C" fn demote(op: *mut MergeOp) -> u32 {
         let Some((tag, limited)) = bound(cpu, tracked) else {
             return result::REFUSED;
         };
-        let Some(arrival) = arrive(cpu, op, op.slot) else {
+        let by_prefix = op.slot == BY_PREFIX;
+        let zone = if by_prefix {
+            inherit::zone_of(op.key, op.family)
+        } else {
+            op.slot
+        };
+        if zone >= ZONE_COUNT as u32 {
+            return result::REFUSED;
+        }
+        let Some(arrival) = arrive(cpu, op, zone) else {
             return result::REFUSED;
         };
         each_unit!('unit, unit, {
@@ -397,9 +382,11 @@ pub extern "C" fn demote(op: *mut MergeOp) -> u32 {
             let Some(owed) = owed(atomic::load(cell(tracked, unit)), tag, clock) else {
                 return result::CONTENDED;
             };
-            if owed > (*clock).burst {
+            let burst = (*clock).burst;
+            if owed > burst && !by_prefix {
                 return result::REFUSED;
             }
+            let owed = if owed > burst { burst } else { owed };
             put(&raw mut (*arrival).costs[unit & (UNIT_SLOTS - 1)], owed);
         });
         let old = atomic::load(&raw const (*tracked).binding);
@@ -434,7 +421,11 @@ pub extern "C" fn settle() -> u32 {
         let v4 = Arrival::is_v4(arrival);
         let zone = policy::zone_cache(cpu, (*arrival).zone);
         each_unit!('unit, unit, {
-            let owed = cost(cpu, unit as u32);
+            let mut owed = cost(cpu, unit as u32);
+            let burst = (*zone_unit(zone, unit)).burst;
+            if owed > burst {
+                owed = burst;
+            }
             if owed == 0 || (*zone).units >> unit & 1 == 0 {
                 break 'unit;
             }

@@ -10,6 +10,8 @@ mod atomic;
 mod attaching;
 #[path = "netns/clocks.rs"]
 mod clocks;
+#[path = "netns/generic.rs"]
+mod generic;
 #[path = "netns/gone.rs"]
 mod gone;
 #[path = "netns/limiting.rs"]

@@ -9,6 +9,8 @@ mod exact;
 mod flooded;
 #[path = "program/frames.rs"]
 mod frames;
+#[path = "program/generic.rs"]
+mod generic;
 #[path = "program/keys.rs"]
 mod keys;
 #[path = "program/limiting.rs"]

@@ -11,7 +11,8 @@ pub mod op {
     /// is in `slot`, the zone it comes from in `unit`. Set `flags::PROMOTED` before the first.
     pub const PROMOTE: u32 = 2;
     /// Moves a tracked source back to the crowd and deletes it; refused while its debt exceeds
-    /// the burst.
+    /// the burst. With [`super::BY_PREFIX`] for a zone it is never refused for that, and takes a burst
+    /// of debt along.
     pub const DEMOTE: u32 = 3;
     /// Forgives a source's debt, tracked or crowd.
     pub const RESET: u32 = 4;
@@ -21,6 +22,10 @@ pub mod op {
     pub const READ: u32 = 6;
     /// Sets a tracked source's cost scale to `level`, converting its debt.
     pub const SCALE: u32 = 7;
+    /// Raises a tracked source's debts to what it owes in the crowd, but to no more than a burst. The
+    /// zone it comes from is in `slot`, one more than its number; 0 for the one that the prefixes
+    /// say now. `level` answers it likewise.
+    pub const INHERIT: u32 = 8;
 }
 
 /// Results, [`MergeOp::result`].
@@ -36,6 +41,9 @@ pub mod result {
     /// Every compare-and-swap lost; try again.
     pub const CONTENDED: u32 = 4;
 }
+
+/// [`MergeOp::slot`] of a [`op::DEMOTE`]: to the zone that the prefixes say now.
+pub const BY_PREFIX: u32 = u32::MAX;
 
 /// Marks a batch: "RLM1".
 pub const MAGIC: u32 = 0x524c_4d31;

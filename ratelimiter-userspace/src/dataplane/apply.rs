@@ -52,6 +52,8 @@ pub(super) struct Writer {
     pub(super) promoted: Promoted,
     /// Regions that may hold words.
     used_regions: [bool; REGIONS],
+    /// Sources that were just tracked, and the zones they come from.
+    pub(super) inherited: Vec<MergeOp>,
 }
 
 impl Writer {
@@ -81,6 +83,7 @@ impl Writer {
             generic: false,
             promoted: Promoted::default(),
             used_regions: [adopted; REGIONS],
+            inherited: Vec::new(),
         };
         let zones: Vec<Zone> = kernel.map(names::ZONES)?.array(ZONES as u32)?;
         for (place, zone) in writer.zones.iter_mut().zip(zones) {
@@ -161,6 +164,7 @@ impl Writer {
                 }
             }
         }
+        self.inherit_again(kernel)?;
         self.clamp_soon(kernel)?;
         Ok(applied)
     }
@@ -432,7 +436,7 @@ impl Writer {
         Ok(())
     }
 
-    // === prefixes and sources ===
+    // === prefixes ===
 
     fn prefix(
         &mut self,
@@ -459,28 +463,6 @@ impl Writer {
             IpNet::V6(net) => (six, kernel.map(names::PREFIXES6)?.remove(&key6(net))?),
         };
         *count = count.saturating_sub(u64::from(removed));
-        Ok(())
-    }
-
-    fn track(&mut self, kernel: &Kernel, sources: &[(SourceKey, u32)]) -> Result<(), Error> {
-        let map = kernel.map(names::TRACKED)?;
-        let generation = u64::from(self.config.prefix_generation) << 32;
-        for &(key, slot) in sources {
-            let value = Tracked {
-                binding: generation | u64::from(slot),
-                ..Tracked::default()
-            };
-            self.tracked += u64::from(map.insert(&key, &value)?);
-        }
-        Ok(())
-    }
-
-    fn untrack(&mut self, kernel: &Kernel, sources: &[SourceKey]) -> Result<(), Error> {
-        let map = kernel.map(names::TRACKED)?;
-        for key in sources {
-            let removed = map.remove(key)?;
-            self.tracked = self.tracked.saturating_sub(u64::from(removed));
-        }
         Ok(())
     }
 }

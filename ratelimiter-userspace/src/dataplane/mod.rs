@@ -31,6 +31,7 @@ mod promoted;
 mod redate;
 mod routes;
 mod shape;
+mod sources;
 pub mod state;
 mod store;
 mod sys;

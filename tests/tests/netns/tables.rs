@@ -16,7 +16,9 @@ use tests::OrFail as _;
 use tests::flood::Flood;
 use tests::packet::Packet;
 use tests::policy::{Policies, document};
+use tests::program::XDP_PASS;
 use tests::residue::Residue;
+use tests::runner::Runner;
 
 use crate::edge::{CLIENT, EDGE, Edge, native};
 
@@ -207,4 +209,62 @@ fn budgets_are_what_they_are_set_to() {
     let admitted = of(Reason::MalformedConforming, Verdict::Pass);
     assert!((2..=3).contains(&admitted), "{admitted}");
     assert_eq!(of(Reason::MalformedOver, Verdict::Drop), 10 - admitted);
+}
+
+/// Everybody has 50 packets at once and one more an hour; clients as given.
+fn hourly(clients: &Value) -> Value {
+    let limit = json!({"rate_limit": 1, "time_window": 3600, "burst": 50, "unit": "packets"});
+    json!({
+        "segments": {"default": {"limits": {"packets": limit}}},
+        "clients": clients,
+    })
+}
+
+#[test]
+fn a_source_that_becomes_a_client_and_ceases_to_be_one_keeps_what_it_owes() {
+    let _residue = Residue::watch();
+    let (_edge, plane) = attached();
+    let mut policies = Policies::default();
+    let limit = json!({"rate_limit": 1, "time_window": 3600, "burst": 50, "unit": "packets"});
+    let client =
+        |sources: Value| json!({"one": {"sources": sources, "limits": {"packets": limit}}});
+    let mut in_force = |document: Value| {
+        let at_ns = policies.set(&plane, &tests::policy::document(document));
+        let wait_ns = at_ns.saturating_sub(clock::monotonic_ns());
+        tests::process::rest(Duration::from_nanos(wait_ns) + Duration::from_millis(50));
+    };
+    in_force(hourly(&json!({})));
+    let runner = Runner::by_id(plane.health().program_id);
+    let four = Packet::eth()
+        .ipv4("203.0.113.7", "192.0.2.1")
+        .udp(1, 2)
+        .zeros(18)
+        .build();
+    let six = Packet::eth()
+        .ipv6("2001:db8:7::1", "2001:db8::1")
+        .udp(1, 2)
+        .build();
+    let passes = |offered: u32| {
+        let passed = |frame: &[u8]| {
+            (0..offered)
+                .filter(|_| runner.run(frame) == XDP_PASS)
+                .count()
+        };
+        (passed(&four), passed(&six))
+    };
+    assert_eq!(passes(20), (20, 20));
+    in_force(hourly(&client(json!([
+        "203.0.113.7/32",
+        "2001:db8:7::/64"
+    ]))));
+    assert_eq!(plane.installed().or_fail("read back").tracked.len(), 2);
+    assert_eq!(passes(20), (20, 20), "what is left of the burst");
+    in_force(hourly(&json!({})));
+    assert_eq!(plane.installed().or_fail("read back").tracked.len(), 0);
+    assert_eq!(passes(100), (10, 10), "the rest of the one burst there is");
+    in_force(hourly(&client(json!([
+        "203.0.113.7/32",
+        "2001:db8:7::/64"
+    ]))));
+    assert_eq!(passes(100), (0, 0));
 }

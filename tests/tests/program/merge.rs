@@ -1,7 +1,7 @@
 //! The merge program: bucket changes only the kernel may make.
 
 use ratelimiter_common::abi::config::flags;
-use ratelimiter_common::abi::merge::{MergeOp, op, result};
+use ratelimiter_common::abi::merge::{BY_PREFIX, MergeOp, op, result};
 use ratelimiter_common::quota::Unit;
 use tests::packet::Packet;
 use tests::program::{Program, Rule, XDP_PASS, policy};
@@ -193,4 +193,92 @@ fn absent_sources_unknown_operations_and_units_are_refused() {
             .iter()
             .all(|op| op.result == result::ABSENT)
     );
+}
+
+/// A limiter of `burst` for the crowd, whose slot 1 is a policy of `own` packets at once; the key is
+/// tracked by it, and asked for.
+fn becoming_a_client(burst: u64, own: u64) -> Program {
+    let mut program = Program::limiting(1, burst);
+    program.set_policy(&policy(1, &[Rule::packets(1, own)]));
+    assert_eq!(passes(&program, &from("192.0.2.1"), 15), 15);
+    let bit = ratelimiter_common::source::promoted_bit(KEY);
+    program.put("PROMOTED", &(bit / 64), &(1_u64 << (bit % 64)));
+    program.track(KEY, 1);
+    program
+}
+
+#[test]
+fn a_crowd_source_that_gets_a_bucket_of_its_own_takes_its_debt_along() {
+    tests::requires::bpf();
+    let inherit = on(op::INHERIT, 0);
+    for (own, left) in [(20, 5), (15, 0), (4, 0), (100, 85)] {
+        let mut program = becoming_a_client(20, own);
+        let done = one(&program, inherit);
+        // Zone 0, as the prefixes say.
+        assert_eq!((done.result, done.level), (result::DONE, 1), "{own}");
+        program.change_config(|config| config.flags |= flags::PROMOTED);
+        assert_eq!(passes(&program, &from("192.0.2.1"), 200), left, "{own}");
+        // Again it raises nothing.
+        assert_eq!(
+            one(&program, MergeOp { slot: 1, ..inherit }).result,
+            result::DONE
+        );
+        // A debt beyond the own burst would lock the source out.
+        let owed = one(&program, on(op::READ, 0)).level;
+        assert!(owed <= own * ONE, "{owed} of {own}");
+    }
+    let program = Program::limiting(1, 20);
+    assert_eq!(one(&program, inherit).result, result::ABSENT);
+}
+
+#[test]
+fn the_zone_a_source_comes_from_is_the_one_its_prefixes_say() {
+    tests::requires::bpf();
+    let mut program = Program::limiting(1, 20);
+    for slot in [1, 2] {
+        program.set_policy(&policy(slot, &[Rule::packets(1, 20)]));
+    }
+    program.set_zone(1, 2, &[Unit::Packets]);
+    program.coarse("COARSE4", 0xc000..=0xc000, 1);
+    program.coarse("COARSE6", 0x2001..=0x2001, 1);
+    program.change_config(|config| config.flags |= flags::PREFIXES);
+    let six = Packet::eth()
+        .ipv6("2001:db8::1", "2001:db8::2")
+        .udp(1, 2)
+        .build();
+    let key6 = 0x2001_0db8_0000_0000;
+    for (key, family, frame) in [(KEY, 4, from("192.0.2.1")), (key6, 6, six)] {
+        assert_eq!(passes(&program, &frame, 15), 15);
+        program.track(key, 1);
+        let op = MergeOp {
+            key,
+            family,
+            ..on(op::INHERIT, 0)
+        };
+        let done = one(&program, op);
+        assert_eq!((done.result, done.level), (result::DONE, 2));
+        let read = MergeOp { op: op::READ, ..op };
+        assert!(one(&program, read).level > 14 * ONE);
+        // And back: with what it owes.
+        let leave = MergeOp {
+            op: op::DEMOTE,
+            slot: BY_PREFIX,
+            ..op
+        };
+        assert_eq!(
+            one(
+                &program,
+                MergeOp {
+                    op: op::RAISE,
+                    level: 18 * ONE,
+                    ..op
+                }
+            )
+            .result,
+            result::DONE
+        );
+        assert_eq!(one(&program, leave).result, result::DONE);
+        assert_eq!(one(&program, leave).result, result::ABSENT);
+        assert_eq!(passes(&program, &frame, 50), 2);
+    }
 }

@@ -12,6 +12,7 @@
 //! - [`redis`]: the store that the hosts of a fleet share
 //! - [`tui`]: what `ratelimiter top` shows
 //! - [`admin`]: the operations people have, as one trait; [`http`] and [`cli`] speak it
+//! - [`dashboard`]: the files of the page at `/`
 //! - [`metrics`]: what Prometheus sees
 //! - [`agent`]: the composition root, the only place that knows all of the above
 mod accept;
@@ -23,6 +24,7 @@ pub mod client;
 pub mod clock;
 pub mod config;
 pub mod control;
+pub mod dashboard;
 pub mod dataplane;
 #[cfg(feature = "grpc")]
 pub mod grpc;

@@ -9,6 +9,8 @@ mod edge;
 mod adaptive;
 #[path = "agent/checks.rs"]
 mod checks;
+#[path = "agent/dashboard.rs"]
+mod dashboard;
 #[path = "agent/described.rs"]
 mod described;
 #[path = "agent/doors.rs"]
@@ -28,6 +30,8 @@ mod limits;
 mod lockout;
 #[path = "agent/package.rs"]
 mod package;
+#[path = "agent/prometheus.rs"]
+mod prometheus;
 #[path = "agent/proxies.rs"]
 mod proxies;
 #[path = "agent/readme.rs"]

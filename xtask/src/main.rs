@@ -4,6 +4,7 @@
 //! so that it is ready seconds after a fresh clone and can say what it does next.
 mod apt;
 mod bench;
+mod browser;
 mod ci;
 mod clippy;
 mod deb;

@@ -5,6 +5,7 @@ use anyhow::Result;
 use clap::Args as ClapArgs;
 
 use crate::apt::{self, Tool};
+use crate::browser;
 use crate::deb;
 use crate::envoy;
 use crate::kubernetes;
@@ -32,7 +33,7 @@ pub(crate) const BUILD_TOOLS: [Tool; 1] = [Tool {
 }];
 
 /// What tests and benchmarks use besides.
-pub(crate) const TEST_TOOLS: [Tool; 17] = [
+pub(crate) const TEST_TOOLS: [Tool; 18] = [
     Tool {
         program: "nginx",
         package: "nginx-light",
@@ -57,6 +58,11 @@ pub(crate) const TEST_TOOLS: [Tool; 17] = [
         program: "promtool",
         package: "prometheus",
         why: "judges the metrics page",
+    },
+    Tool {
+        program: "prometheus-alertmanager",
+        package: "prometheus-alertmanager",
+        why: "is told of alerts in tests",
     },
     Tool {
         program: "nft",
@@ -129,7 +135,7 @@ pub(crate) fn main(args: Args) -> Result<()> {
 
 /// Makes the machine ready, and says each step.
 pub(crate) fn ensure(args: Args) -> Result<()> {
-    let more = if args.tests { 6 } else { 0 } + usize::from(args.rivals);
+    let more = if args.tests { 7 } else { 0 } + usize::from(args.rivals);
     let mut steps = Steps::new(3 + more);
     steps.step("tools to build", || apt::ensure(&BUILD_TOOLS))?;
     let mut compiler = None;
@@ -159,6 +165,7 @@ pub(crate) fn ensure(args: Args) -> Result<()> {
             "kubernetes-validate, which judges the manifests",
             kubernetes::ensure,
         )?;
+        steps.step("a browser, and what drives it", browser::ensure)?;
     }
     if args.rivals {
         steps.step(

@@ -21,9 +21,9 @@ use crate::policy::model::Document;
 pub use edit::{Edit, LimitPut, ListName, ListPut};
 pub use error::{AdminError, FieldError};
 use views::{
-    AdaptiveView, AttachRequest, ChangeView, Changed, ClientView, Event, Explanation, HealthAnswer,
-    HealthReport, InterfaceView, LimitRow, ListEntryView, Page, PageQuery, PauseRequest,
-    ResetAnswer, ResumeRequest, SegmentView, SourceRow, Status, SyncView, Tagged,
+    AdaptiveView, AttachRequest, ChangeView, Changed, ChecksView, ClientView, Event, Explanation,
+    HealthAnswer, HealthReport, InterfaceView, LimitRow, ListEntryView, Page, PageQuery,
+    PauseRequest, ResetAnswer, ResumeRequest, SegmentView, SourceRow, Status, SyncView, Tagged,
 };
 
 /// Result of an operation.
@@ -95,6 +95,9 @@ pub trait Admin: Send + Sync + 'static {
     /// Whether start-up is over.
     fn started(&self) -> bool;
 
+    /// Whether the agent is about to end: what would go on for ever ends too.
+    fn stopping(&self) -> bool;
+
     /// Clients by id; `q` searches ids, segments and sources.
     async fn clients(&self, query: PageQuery) -> Result<Page<ClientView>>;
     /// One client.
@@ -152,6 +155,9 @@ pub trait Admin: Send + Sync + 'static {
     async fn events(&self, query: PageQuery) -> Result<Page<Event>>;
     /// Resolves when there is an event newer than `after`.
     async fn event_after(&self, after: u64);
+
+    /// How the check API does.
+    async fn checks(&self) -> Result<ChecksView>;
 
     /// Takes a report of a backend's health; the answer comes when it has been acted upon.
     async fn health(&self, report: HealthReport, caller: &Caller) -> Result<HealthAnswer>;

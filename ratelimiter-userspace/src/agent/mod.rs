@@ -201,6 +201,7 @@ pub async fn serve(
         plane: Arc::clone(&plane),
         shared: Arc::clone(&shared),
         admitted: shared_store.is_some().then_some(admitted),
+        v6_prefix_len: settings.kernel.v6_prefix_len,
     };
     let (stop_fleet, fleet_stopped) = std::sync::mpsc::channel();
     let fleet_thread = match &shared_store {

@@ -1,6 +1,9 @@
 //! The observer thread reads counters, samples and figures; the keeper thread saves usage, so that
 //! a slow disk makes nobody believe that the kernel is not watched.
 
+mod onsets;
+pub(super) mod throughput;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
@@ -16,6 +19,8 @@ use crate::admin::views::EventKind;
 use crate::clock;
 use crate::dataplane::{DataPlane, Stats};
 use crate::store::Store;
+use onsets::Onsets;
+use throughput::Throughput;
 
 /// How often the kernel's state, its counters and samples are read: well below the two seconds in which
 /// readiness tells the truth.
@@ -33,6 +38,17 @@ pub(super) struct Observer {
     pub(super) shared: Arc<Shared>,
     /// Where samples of admitted packets go as well: to whoever looks for hot sources.
     pub(super) admitted: Option<SyncSender<Vec<Sample>>>,
+    /// How IPv6 sources are shown.
+    pub(super) v6_prefix_len: u8,
+}
+
+/// What the observer remembers from one look to the next.
+#[derive(Default)]
+struct Seen {
+    talkers: Talkers,
+    rates: Option<Rates>,
+    onsets: Onsets,
+    checks: Throughput,
 }
 
 /// What the keeper works with.
@@ -83,8 +99,7 @@ struct Rates {
 impl Observer {
     /// Observes until `stop` is dropped.
     pub(super) fn run(self, stop: &Receiver<()>) {
-        let mut talkers = Talkers::default();
-        let mut rates: Option<Rates> = None;
+        let mut seen = Seen::default();
         let mut problems: Vec<String> = Vec::new();
         let mut figures_ns = 0;
         loop {
@@ -94,7 +109,7 @@ impl Observer {
             let mut next = (**self.shared.figured.load()).clone();
             next.at_ns = now_ns;
             next.health = self.plane.health();
-            let mut read = self.read(&mut next, &mut talkers, &mut rates, now_ns);
+            let mut read = self.read(&mut next, &mut seen, now_ns);
             if read.is_ok() && figures_due {
                 figures_ns = now_ns;
                 read = self
@@ -102,8 +117,14 @@ impl Observer {
                     .figures(now_ns)
                     .map(|figures| next.figures = figures);
             }
+            let totals = self.shared.checks.limiter().totals();
+            next.checks = seen.checks.note(now_ns, totals);
             next.error = read.err().map(|error| error.to_string());
             self.shared.figured.store(Arc::new(next));
+            // After the figures: whoever is woken by the event finds the drop counted.
+            if let Some(onset) = seen.onsets.tell(now_ns, self.v6_prefix_len) {
+                self.shared.events.push(EventKind::Drop, onset);
+            }
             self.tell(&mut problems);
             match stop.recv_timeout(PERIOD) {
                 Err(RecvTimeoutError::Timeout) => {}
@@ -115,10 +136,15 @@ impl Observer {
     fn read(
         &self,
         next: &mut Figured,
-        talkers: &mut Talkers,
-        rates: &mut Option<Rates>,
+        seen: &mut Seen,
         now_ns: u64,
     ) -> Result<(), crate::dataplane::Error> {
+        let Seen {
+            talkers,
+            rates,
+            onsets,
+            ..
+        } = seen;
         let mut admitted = Vec::new();
         let drained = self.plane.drain_samples(&mut |sample| {
             talkers.note(sample);
@@ -136,7 +162,9 @@ impl Observer {
             let _full = fleet.try_send(admitted).is_err();
         }
         next.samples_lost += drained.lost;
-        next.drop_events += self.plane.drain_events(&mut |_| {})?;
+        next.drop_events += self
+            .plane
+            .drain_events(&mut |sample| onsets.note(sample, now_ns))?;
         let stats = self.plane.stats()?;
         let before = rates.take();
         let elapsed_s = before.as_ref().map_or(0.0, |before| {

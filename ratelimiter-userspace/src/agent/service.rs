@@ -174,6 +174,10 @@ impl Admin for Service {
         self.shared.started.load(Ordering::Relaxed)
     }
 
+    fn stopping(&self) -> bool {
+        self.shared.stopping.load(Ordering::Relaxed)
+    }
+
     async fn clients(&self, query: PageQuery) -> Result<Page<ClientView>> {
         let view = self.shared.view.load_full();
         let matching = view.document.clients.iter().filter(|(id, client)| {
@@ -522,6 +526,10 @@ impl Admin for Service {
         self.shared.events.after(after).await;
     }
 
+    async fn checks(&self) -> Result<crate::admin::views::ChecksView> {
+        Ok(super::observe::throughput::view(&self.shared))
+    }
+
     async fn health(&self, report: HealthReport, caller: &Caller) -> Result<HealthAnswer> {
         self.adaptive.health(report, caller).await
     }
@@ -583,6 +591,7 @@ impl Admin for Service {
                 allowed: view.document.allow.len(),
                 blocked: view.document.block.len(),
                 pending: view.trials.len(),
+                confirm_by_unix_ms: view.trials.iter().map(|t| t.deadline_unix_ms).min(),
                 reloads: [
                     self.shared.reloads_ok.load(Ordering::Relaxed),
                     self.shared.reloads_failed.load(Ordering::Relaxed),

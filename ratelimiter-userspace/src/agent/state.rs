@@ -153,6 +153,8 @@ pub(super) struct Figured {
     pub(super) samples_lost: u64,
     /// Drop events read.
     pub(super) drop_events: u64,
+    /// Checks over the last seconds.
+    pub(super) checks: super::observe::throughput::CheckRates,
     /// Why the kernel could not be read, if it could not.
     pub(super) error: Option<String>,
 }

@@ -13,3 +13,4 @@ mod harness;
 mod life;
 mod lockout;
 mod refused;
+mod stream;

@@ -28,6 +28,8 @@ pub struct State {
     merger: Merger,
     freshness: Freshness,
     factor: Factor,
+    /// The last response time acted upon under the law `threshold`, which has no filter.
+    acted_on_s: Option<f64>,
     budget: Budget,
     fleet: Fleet,
     signal: Signal,
@@ -128,6 +130,7 @@ impl State {
             merger: Merger::default(),
             freshness: Freshness::default(),
             factor: Factor::default(),
+            acted_on_s: None,
             budget: Budget::new(settings, now_s),
             fleet: Fleet::default(),
             signal: Signal::Absent,
@@ -250,6 +253,7 @@ fn merge_if_due(settings: &Settings, state: &mut State, view: &View<'_>, news: &
         .factor
         .after_report(settings, rt_s, merged.errors, merged.elapsed_s);
     news.factor(settings, before, state.factor.get(), rt_s, &merged);
+    state.acted_on_s = (settings.law == Law::Threshold).then_some(rt_s);
     if settings.law == Law::Budget {
         let sample = Sample {
             end_s: merged.end_s,
@@ -348,7 +352,7 @@ fn decide(
         in_force,
         mode: state.budget.mode(),
         capacity: state.budget.capacity(),
-        rt_s: state.budget.rt_s(),
+        rt_s: state.acted_on_s.unwrap_or_else(|| state.budget.rt_s()),
         predicted_rt_s: spending.predicted_rt_s,
         signal: state.signal,
         signal_age_s: state.freshness.age_s(view.now_s),

@@ -34,7 +34,9 @@ use crate::policy::model;
     views::LimitRow,
     views::ClientView,
     views::SegmentView,
+    views::CallerView,
     views::Readiness,
+    views::Snapshot,
     views::ResetAnswer,
     views::Status,
     views::ConfigState,
@@ -192,6 +194,15 @@ fn parameter(name: &str) -> (Value, &'static str) {
         "q" => (
             json!({"type": "string", "maxLength": 256}),
             "Only items that contain this text, whatever its case",
+        ),
+        "file" => (
+            json!({"type": "string", "pattern": "^[a-z-]+\\.[a-z]+$"}),
+            "Name of the file",
+        ),
+        "snapshots" => (
+            json!({"type": "boolean", "default": false}),
+            "In a stream: first an event `caller` (schema `CallerView`), then every second, and at \
+             once when somebody begins to be dropped, an event `snapshot` (schema `Snapshot`)",
         ),
         "dry_run" => (
             json!({"type": "boolean", "default": false}),

@@ -46,6 +46,7 @@ pub struct Route {
 const JSON: &[&str] = &["application/json"];
 const NO_QUERY: &[&str] = &[];
 const PAGE: &[&str] = &["limit", "after", "q"];
+const EVENTS: &[&str] = &["limit", "after", "q", "snapshots"];
 const CHANGE: &[&str] = &["dry_run", "try"];
 const CHANGE_CIDR: &[&str] = &["cidr", "dry_run", "try"];
 const CHANGE_NAMED: &[&str] = &["name", "dry_run", "try"];
@@ -85,6 +86,8 @@ pub static ROUTES: &[Route] = &[
     route!(GET "/readyz" Access::Open, "Whether the agent does what it is configured to do", NO_QUERY, Nothing, JSON, &[(200, "Readiness")], h::probe::readyz),
     route!(GET "/startupz" Access::Open, "Whether start-up is over", NO_QUERY, Nothing, JSON, &[(200, "Readiness")], h::probe::startupz),
     route!(GET "/metrics" Access::Telemetry, "Metrics for Prometheus", NO_QUERY, Nothing, &["text/plain", "application/openmetrics-text"], &[(200, "")], h::probe::metrics),
+    route!(GET "/" Access::Open, "The dashboard", NO_QUERY, Nothing, &["text/html"], &[(200, "")], h::dashboard::page),
+    route!(GET "/dashboard/{file}" Access::Open, "A file of the dashboard", NO_QUERY, Nothing, &["text/javascript", "text/css", "image/svg+xml"], &[(200, "")], h::dashboard::file),
     route!(GET "/openapi.json" Access::Open, "This document", NO_QUERY, Nothing, JSON, &[(200, "")], h::docs::openapi),
     route!(GET "/docs" Access::Open, "This document for people", NO_QUERY, Nothing, &["text/html"], &[(200, "")], h::docs::page),
     route!(GET "/v1/status" READ, "How the agent is", NO_QUERY, Nothing, JSON, &[(200, "Status")], h::agent::status),
@@ -92,7 +95,7 @@ pub static ROUTES: &[Route] = &[
     route!(GET "/v1/interfaces" READ, "Interfaces the agent was told to protect", NO_QUERY, Nothing, JSON, &[(200, "InterfaceView[]")], h::agent::interfaces),
     route!(PUT "/v1/interfaces/{interface}" ADMIN, "Attaches to an interface and keeps it attached", NO_QUERY, Json("AttachRequest"), JSON, &[(200, "InterfaceView")], h::agent::attach),
     route!(DELETE "/v1/interfaces/{interface}" ADMIN, "Detaches from an interface; no error if there is nothing to detach", NO_QUERY, Nothing, JSON, &[(200, "Detached")], h::agent::detach),
-    route!(GET "/v1/events" READ, "What happened lately; as server-sent events on `Accept: text/event-stream`", PAGE, Nothing, &["application/json", "text/event-stream"], &[(200, "Page_Event")], h::agent::events),
+    route!(GET "/v1/events" READ, "What happened lately; as server-sent events on `Accept: text/event-stream`", EVENTS, Nothing, &["application/json", "text/event-stream"], &[(200, "Page_Event")], h::events::events),
     route!(GET "/v1/clients" READ, "Clients by id", PAGE, Nothing, JSON, &[(200, "Page_ClientView")], h::policy::clients),
     route!(GET "/v1/clients/{client_id}" READ, "One client", NO_QUERY, Nothing, JSON, &[(200, "ClientView"), (304, "")], h::policy::client),
     route!(PUT "/v1/clients/{client_id}" WRITE, "Creates or replaces a client", CHANGE, Json("Client"), JSON, PUT, h::policy::put_client),

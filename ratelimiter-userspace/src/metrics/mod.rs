@@ -60,6 +60,8 @@ pub struct Snapshot<'a> {
     pub blocked: usize,
     /// Changes on trial.
     pub pending: usize,
+    /// When the first of them takes itself back, milliseconds since the Unix epoch.
+    pub confirm_by_unix_ms: Option<u64>,
     /// Reloads that succeeded and that failed.
     pub reloads: [u64; 2],
     /// Samples overwritten before they were read.
@@ -174,6 +176,14 @@ fn agent(text: &mut Text, s: &Snapshot<'_>) {
         "Changes that wait to be confirmed.",
     )
     .sample(&[], s.pending as f64);
+    if let Some(confirm_by_unix_ms) = s.confirm_by_unix_ms {
+        text.family(
+            "ratelimiter_change_confirm_by_timestamp_seconds",
+            Kind::Gauge,
+            "When the first change on trial takes itself back, Unix time.",
+        )
+        .sample(&[], confirm_by_unix_ms as f64 / 1e3);
+    }
     let [ok, failed] = s.reloads;
     text.family(
         "ratelimiter_reloads",

@@ -32,7 +32,9 @@ const LONG: [(&str, usize, &str); 4] = [
 ];
 
 /// File types that are written by people.
-const WRITTEN: [&str; 6] = ["rs", "toml", "md", "sh", "yml", "yaml"];
+const WRITTEN: [&str; 11] = [
+    "rs", "toml", "md", "sh", "yml", "yaml", "html", "css", "js", "mjs", "json",
+];
 
 pub(super) fn check(source: &Source, findings: &mut Findings) {
     let path = &source.path;

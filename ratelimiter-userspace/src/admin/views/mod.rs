@@ -5,6 +5,7 @@ mod adaptive;
 mod change;
 mod page;
 mod policy;
+mod snapshot;
 mod source;
 mod status;
 mod sync;
@@ -18,6 +19,7 @@ pub use change::{
 };
 pub use page::{DEFAULT_PAGE, MAX_PAGE, Page, PageQuery};
 pub use policy::{ClientView, DefinedIn, LimitRow, ListEntryView, Owner, SegmentView};
+pub use snapshot::{BreakerView, CallerView, ChecksView, Snapshot};
 pub use source::{Explanation, ResetAnswer, Rule, RuleKind, SourceRow, UnitState};
 pub use status::{
     AttachRequest, CountView, CrowdView, Detached, InterfaceView, Readiness, Status, StoreView,

@@ -117,8 +117,8 @@ async fn reports_move_the_factor_in_both_planes() {
         "{view}"
     );
     assert_eq!(
-        (&view["signal"], &view["reports"]),
-        (&"fresh".into(), &4.into())
+        (&view["signal"], &view["reports"], &view["latency_ms"]),
+        (&"fresh".into(), &4.into(), &100.0.into())
     );
     let metrics = agent.get("/metrics").await.text;
     assert!(

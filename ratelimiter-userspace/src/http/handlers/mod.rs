@@ -3,7 +3,9 @@
 pub(super) mod adaptive;
 pub(super) mod agent;
 pub(super) mod changes;
+pub(super) mod dashboard;
 pub(super) mod docs;
+pub(super) mod events;
 pub(super) mod lists;
 pub(super) mod policy;
 pub(super) mod probe;

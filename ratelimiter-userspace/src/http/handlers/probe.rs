@@ -4,10 +4,13 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 
 use super::{Answer, ok};
+use crate::admin::Admin;
 use crate::admin::views::Readiness;
 use crate::http::call::Call;
 use crate::http::json_response;
 
+const READY: &str = "ready";
+const NOT_READY: &str = "not_ready";
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -18,37 +21,44 @@ pub(in crate::http) async fn livez(_: Call) -> Answer {
     })
 }
 
-fn readiness(ready: bool, problems: Vec<String>) -> Answer {
-    let (status, word) = if ready {
-        (StatusCode::OK, "ready")
+/// What is said of readiness.
+pub(super) fn readiness_of(admin: &dyn Admin) -> Readiness {
+    let problems = admin.problems();
+    let (status, problems) = if !admin.started() || !problems.is_empty() {
+        (NOT_READY, problems)
+    } else if let Some(problem) = admin.degraded() {
+        ("degraded", vec![problem])
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not_ready")
+        (READY, problems)
     };
-    json_response(
-        status,
-        &Readiness {
-            status: word.to_owned(),
-            problems,
-        },
-    )
+    Readiness {
+        status: status.to_owned(),
+        problems,
+    }
 }
 
 pub(in crate::http) async fn readyz(call: Call) -> Answer {
-    let problems = call.admin.problems();
-    let ready = call.admin.started() && problems.is_empty();
-    // Alive and limiting, by itself: traffic must not be taken away from it for that.
-    if ready && let Some(problem) = call.admin.degraded() {
-        let degraded = Readiness {
-            status: "degraded".to_owned(),
-            problems: vec![problem],
-        };
-        return json_response(StatusCode::OK, &degraded);
-    }
-    readiness(ready, problems)
+    let readiness = readiness_of(call.admin.as_ref());
+    // Degraded is alive and limiting, by itself: traffic must not be taken away from it for that.
+    let status = if readiness.status == NOT_READY {
+        StatusCode::SERVICE_UNAVAILABLE
+    } else {
+        StatusCode::OK
+    };
+    json_response(status, &readiness)
 }
 
 pub(in crate::http) async fn startupz(call: Call) -> Answer {
-    readiness(call.admin.started(), Vec::new())
+    let (status, word) = if call.admin.started() {
+        (StatusCode::OK, READY)
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, NOT_READY)
+    };
+    let readiness = Readiness {
+        status: word.to_owned(),
+        problems: Vec::new(),
+    };
+    json_response(status, &readiness)
 }
 
 pub(in crate::http) async fn metrics(call: Call) -> Answer {

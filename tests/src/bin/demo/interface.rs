@@ -53,7 +53,9 @@ fn play(interface: &str, enforce: bool, bound: Option<Duration>) -> BTreeSet<Str
             "in shadow: counts what it would drop and drops nothing (--enforce drops)"
         }
     );
-    println!("\nadmin API  http://127.0.0.1:{port}/\nend with Ctrl-C\n");
+    println!(
+        "\ndashboard  http://127.0.0.1:{port}/    (the admin API is below it)\nend with Ctrl-C\n"
+    );
     println!(
         "{:>6} |{:>12}{:>12}{:>12}  packets/s",
         "time", "passed", "dropped", "would drop"

@@ -210,7 +210,7 @@ fn introduce(port: u16) {
         .and_then(|here| program.strip_prefix(here).ok().map(Path::to_path_buf))
         .unwrap_or(program);
     println!();
-    println!("admin API  {url}/");
+    println!("dashboard  {url}/    (the admin API is below it)");
     println!("try, in another terminal:");
     println!(
         "  curl -X PUT {url}/v1/clients/noisy/limit?name=packets -H 'content-type: application/json' \\"

@@ -40,6 +40,8 @@ enum Plane {
     Check,
     /// Limits that follow health, with a real backend
     Adaptive,
+    /// One limit over three hosts and a Redis
+    Fleet,
 }
 
 impl Plane {
@@ -52,6 +54,7 @@ impl Plane {
             Self::Agent => &["bench-agent"],
             Self::Check => &["bench-check"],
             Self::Adaptive => &["bench-adaptive"],
+            Self::Fleet => &["bench-fleet"],
         }
     }
 }

@@ -38,9 +38,24 @@ const VETH: &str = "bench-veth";
 const AGENT: &str = "bench-agent";
 const CHECK: &str = "bench-check";
 const ADAPTIVE: &str = "bench-adaptive";
+const FLEET: &str = "bench-fleet";
 
 /// Ratios, except where the benchmark gives none: then the value is compared.
-const GOALS: [Bar; 47] = [
+const GOALS: [Bar; 57] = [
+    (FLEET, "admitted_steady_vs_limit", Goal::AtMost(1.01)),
+    (FLEET, "admitted_hold_apart_vs_limit", Goal::AtMost(1.1)),
+    (
+        FLEET,
+        "admitted_strict_partition_vs_limit",
+        Goal::AtMost(1.1),
+    ),
+    (FLEET, "denied_polite_hold", Goal::AtMost(0.0)),
+    (FLEET, "p99_redis_stopped_vs_healthy", Goal::AtMost(2.0)),
+    (FLEET, "resume_after_heal_s", Goal::AtMost(2.0)),
+    (FLEET, "leased_vs_local_rps", Goal::AtLeast(0.9)),
+    (FLEET, "exact_vs_per_request_script", Goal::AtLeast(4.0)),
+    (FLEET, "redis_core_per_20k_hot", Goal::AtMost(1.0)),
+    (FLEET, "agent_core_per_10k_hot", Goal::AtMost(0.1)),
     (KERNEL, "over_limit_1k_vs_empty", Goal::AtMost(1.6)),
     (KERNEL, "pass_1k_vs_empty", Goal::AtMost(1.7)),
     (

@@ -2,6 +2,7 @@
 pub mod adaptive;
 pub mod agent;
 pub mod churn;
+pub mod fleet;
 pub mod kernel;
 pub mod veth;
 

@@ -1,4 +1,4 @@
-//! `bench-fleet [--json FILE] [--seconds N]`: one limit over three hosts and a real Redis; see
+//! `bench-fleet [--json FILE] [--seconds N] [--only PART]`: one limit over three hosts and a real Redis; see
 //! `tests::bench::fleet`. Needs root.
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,11 +15,14 @@ struct Args {
     /// How long the steady state is counted, 5 to 60; outages last half of it
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=60))]
     seconds: u64,
+    /// Measure this part alone
+    #[arg(long, value_enum)]
+    only: Option<fleet::Part>,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     tests::requires::bpf();
-    let figures = fleet::run(Duration::from_secs(args.seconds));
+    let figures = fleet::run(Duration::from_secs(args.seconds), args.only);
     write(&figures, args.json.as_deref())
 }

@@ -13,13 +13,37 @@ use std::time::Duration;
 
 use super::Figure;
 
-/// Runs everything; the steady state is counted for `steady`, outages last half of it.
+/// What can be measured by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Packets over three hosts, with and without the store.
+    Packets,
+    /// The check API while the store is stopped.
+    Checks,
+    /// Leased and exact requests.
+    Requests,
+    /// Cores of the store and of the agent.
+    Costs,
+}
+
+/// Runs everything, or `only` one part; the steady state is counted for `steady`, outages last half
+/// of it.
 #[must_use]
-pub fn run(steady: Duration) -> Vec<Figure> {
-    let mut figures = packets::run(steady);
-    figures.extend(checks::run(steady / 12));
-    figures.extend(requests::run());
-    figures.extend(costs::run());
+pub fn run(steady: Duration, only: Option<Part>) -> Vec<Figure> {
+    let wanted = |part| only.is_none_or(|only| only == part);
+    let mut figures = Vec::new();
+    if wanted(Part::Packets) {
+        figures.extend(packets::run(steady));
+    }
+    if wanted(Part::Checks) {
+        figures.extend(checks::run(steady / 12));
+    }
+    if wanted(Part::Requests) {
+        figures.extend(requests::run());
+    }
+    if wanted(Part::Costs) {
+        figures.extend(costs::run());
+    }
     figures
 }
 

@@ -41,6 +41,7 @@ pub struct Setup {
     listen: Option<String>,
     check: Option<String>,
     grpc: Option<String>,
+    binary: Option<PathBuf>,
     check_settings: String,
 }
 
@@ -142,7 +143,7 @@ impl Setup {
             .tempdir()
             .or_fail("make a state directory");
         write_config(&self, directory.path());
-        let child = spawn(netns, directory.path(), &self.arguments);
+        let child = spawn(netns, directory.path(), &self);
         Agent {
             netns,
             directory,
@@ -190,7 +191,12 @@ impl Agent<'_> {
     /// Starts again without waiting.
     #[track_caller]
     pub fn relaunch(&mut self) {
-        self.child = spawn(self.netns, self.directory.path(), &self.setup.arguments);
+        self.child = spawn(self.netns, self.directory.path(), &self.setup);
+    }
+
+    /// From its next start on it is another binary.
+    pub fn becomes(&mut self, binary: &Path) {
+        self.setup.binary = Some(binary.to_owned());
     }
 
     /// Rewrites the configuration file by `change` and returns its path; the agent follows the
@@ -341,13 +347,13 @@ fn write_config(setup: &Setup, directory: &Path) {
 }
 
 #[track_caller]
-fn spawn(netns: &Netns, directory: &Path, arguments: &[String]) -> Child {
-    let mut command = Command::new(binary());
+fn spawn(netns: &Netns, directory: &Path, setup: &Setup) -> Child {
+    let mut command = Command::new(setup.binary.clone().unwrap_or_else(binary));
     command
         .arg("agent")
         .arg("--config")
         .arg(directory.join(CONFIG_FILE))
-        .args(arguments)
+        .args(&setup.arguments)
         .env_remove("RATELIMITER_ADMIN_SOCKET")
         // Whoever runs the tests over SSH is not let in.
         .env("SSH_CONNECTION", "");

@@ -37,6 +37,7 @@ pub mod requires;
 pub mod residue;
 pub mod runner;
 pub mod stranger;
+pub mod variant;
 
 mod bpf;
 mod space;

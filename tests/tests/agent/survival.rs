@@ -4,6 +4,7 @@
 //! a refilled bucket, a moment without a program or a policy read in half would each let thousands
 //! through. The detector is the receiving stack's own count of IPv4 packets.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,15 +14,18 @@ use tests::agent::{Agent, Setup};
 use tests::flood::{Flood, Sent};
 use tests::netns::{Netns, veth};
 use tests::packet::Packet;
-use tests::process::rest;
+use tests::process::{holds_within, rest};
 use tests::residue::Residue;
+use tests::variant::other_version;
 
 const EDGE: &str = "edge0";
 const CLIENT: &str = "client0";
 const BURST: u64 = 5_000;
 const FLOOD_PER_S: u64 = 200_000;
 /// How long a round may flood at most.
-const BOUND: Duration = Duration::from_secs(100);
+const BOUND: Duration = Duration::from_secs(120);
+/// Upgrades under one flood, unless `RATELIMITER_UPGRADES` says how many: a hundred take minutes.
+const UPGRADES: usize = 10;
 
 /// An edge with a client behind it, without IPv6: only what the flood sends arrives.
 struct Field {
@@ -78,6 +82,30 @@ impl Field {
         let out = self.edge.ip(&format!("-d link show {EDGE}"));
         let id = out.split("prog/xdp id ").nth(1)?;
         id.split_whitespace().next()?.parse().ok()
+    }
+
+    /// What identifies a program's instructions.
+    fn tag(&self) -> Option<String> {
+        let id = self.program()?;
+        let out = self.edge.sh(&format!("bpftool -j prog show id {id}"));
+        let json: serde_json::Value = serde_json::from_str(&out).or_fail("bpftool's JSON");
+        Some(json["tag"].as_str()?.to_owned())
+    }
+
+    /// Frames that the interface took and that the program counted since `before`, once no more come
+    /// and the agent, which reads the counters now and then, has read all of them.
+    fn taken_and_counted(&self, agent: &Agent<'_>, before: (u64, u64)) -> (u64, u64) {
+        let taken = || self.edge.statistic(EDGE, "rx_packets") - before.0;
+        let mut last = taken();
+        let stands = holds_within(Duration::from_secs(10), || {
+            rest(Duration::from_millis(50));
+            std::mem::replace(&mut last, taken()) == last
+        });
+        assert!(stands, "frames still arrive");
+        let counts = || counted(agent).saturating_sub(before.1);
+        // If they differ for good, whoever asked says so.
+        let _agreed = holds_within(Duration::from_secs(5), || counts() == last);
+        (last, counts())
     }
 
     fn link(&self) -> u64 {
@@ -150,6 +178,7 @@ fn killed_ten_times_under_flood_without_an_unpoliced_packet() {
     let carrier = field.edge.carrier_changes(EDGE);
     let policy = limits(&agent);
     let mut without_program = 0;
+    let before = field.taken_and_counted(&agent, (0, 0));
     let (sent, received) = field.flood(|| {
         for round in 0..10_u64 {
             // From "just ready" over "about to be" to "still loading": every phase of a start.
@@ -185,6 +214,11 @@ fn killed_ten_times_under_flood_without_an_unpoliced_packet() {
         reasons(&agent)
     );
     assert!(received >= BURST * 99 / 100, "only {received} passed");
+    // R11: not one frame was lost to a dead agent, nor counted twice.
+    let (taken, counted) = field.taken_and_counted(&agent, before);
+    println!("{taken} frames taken, {counted} counted");
+    assert!(taken > sent.packets / 2, "{taken} of {sent:?}");
+    assert_eq!(counted, taken, "{}", reasons(&agent));
     assert_eq!(field.link(), link, "the link was made anew");
     assert_eq!(field.edge.carrier_changes(EDGE), carrier);
     assert_eq!(limits(&agent), policy);
@@ -196,31 +230,45 @@ fn swapped_a_hundred_times_under_flood_without_an_unpoliced_packet() {
     let _residue = Residue::watch();
     let field = Field::new();
     let mut agent = limited(&field);
+    let versions = [tests::agent::binary(), other_version(agent.directory())];
+    let upgrades = std::env::var_os("RATELIMITER_UPGRADES")
+        .map_or(Some(UPGRADES), |text| text.to_str()?.parse().ok())
+        .filter(|upgrades| (1..=100).contains(upgrades))
+        .or_fail("`RATELIMITER_UPGRADES` must be between 1 and 100");
     let link = field.link();
     let carrier = field.edge.carrier_changes(EDGE);
-    let mut programs = std::collections::BTreeSet::new();
+    let before = field.taken_and_counted(&agent, (0, 0));
+    let mut programs = BTreeSet::new();
+    let mut tags: BTreeSet<String> = field.tag().into_iter().collect();
     let (sent, received) = field.flood(|| {
+        let mut upgraded = 0;
         for round in 0..100 {
-            if round % 10 == 0 {
-                // An upgrade: the old agent drains, the new one takes the link over.
+            if round * upgrades / 100 == upgraded {
+                // An upgrade: the old agent drains, the other version takes the link over.
+                upgraded += 1;
+                agent.becomes(&versions[upgraded % 2]);
                 agent.terminate();
                 assert!(field.program().is_some());
                 agent.restart();
+                tags.extend(field.tag());
             } else {
                 agent.child().signal(libc::SIGHUP);
                 rest(Duration::from_millis(30));
             }
             programs.extend(field.program());
         }
+        assert_eq!(upgraded, upgrades);
     });
     println!(
-        "sent {} in {:?}, {received} reached the stack, entitled {}, {} programs",
+        "sent {} in {:?}, {received} reached the stack, entitled {}, {} programs of {} versions",
         sent.packets,
         sent.time,
         entitled(sent),
-        programs.len()
+        programs.len(),
+        tags.len()
     );
-    assert!(programs.len() >= 10, "{programs:?}");
+    assert!(programs.len() >= upgrades, "{programs:?}");
+    assert_eq!(tags.len(), 2, "two versions: {tags:?}");
     assert!(
         received <= entitled(sent),
         "{received} of {sent:?} passed\n{}",
@@ -228,7 +276,19 @@ fn swapped_a_hundred_times_under_flood_without_an_unpoliced_packet() {
     );
     assert_eq!(field.link(), link, "the link was made anew");
     assert_eq!(field.edge.carrier_changes(EDGE), carrier);
+    let (taken, counted) = field.taken_and_counted(&agent, before);
+    assert_eq!(counted, taken, "{}", reasons(&agent));
     uninstall(agent);
+}
+
+/// Frames counted by all reasons together.
+fn counted(agent: &Agent<'_>) -> u64 {
+    let metrics = agent.get("/metrics").body;
+    let lines = metrics
+        .lines()
+        .filter(|line| line.starts_with("ratelimiter_reason_packets_total"));
+    let values = lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    values.sum()
 }
 
 /// Why packets passed and were dropped, by the kernel's counters.

@@ -186,10 +186,20 @@ impl Follower {
     fn look(&self) {
         let runtime = self.redis.runtime();
         let known = self.shared.following.known();
-        // Why the store does not answer is said where its connection is kept.
-        let Ok(found) = runtime.block_on(self.redis.configuration(&known)) else {
-            return;
+        let found = match runtime.block_on(self.redis.configuration(&known)) {
+            Ok(found) => found,
+            Err(error) => {
+                // Why a store does not answer is said where its connection is kept.
+                if self.redis.is_connected() {
+                    self.shared.following.say(Some(error.to_string()));
+                }
+                return;
+            }
         };
+        if found.is_none() {
+            // What the store has is in force here.
+            self.shared.following.say(None);
+        }
         if let Some(found) = found {
             let job = self.control.with(move |core| {
                 core.follow(&found);

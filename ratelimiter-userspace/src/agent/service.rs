@@ -481,7 +481,10 @@ impl Admin for Service {
         ];
         let whom = peers::to_protect(&self.plane, &self.store_url, &people).await;
         // Before the first packet is judged.
-        self.control.with(move |core| core.protect(&whom)).await?;
+        if let Err(error) = self.control.with(move |core| core.protect(&whom)).await {
+            // A full disk must not keep anybody from attaching.
+            tracing::error!(%error, "gateways and whoever attaches are not let in");
+        }
         let name = interface.to_owned();
         let options = AttachOptions {
             mode: plane_mode(request.mode),

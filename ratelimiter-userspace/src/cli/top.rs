@@ -319,8 +319,8 @@ async fn act(client: &Client, action: &Action) -> Result<String, Failure> {
             let answer: ResetAnswer = client.send(Call::new(Method::DELETE, path)).await?.json()?;
             Ok(answer.summary)
         }
-        Action::Confirm => ended(client, "/v1/changes:confirm").await,
-        Action::Rollback => ended(client, "/v1/changes:rollback").await,
+        Action::Confirm(which) => ended(client, "/v1/changes:confirm", which).await,
+        Action::Rollback(which) => ended(client, "/v1/changes:rollback", which).await,
     }
 }
 
@@ -339,9 +339,15 @@ fn said(changed: &Changed) -> String {
     }
 }
 
-async fn ended(client: &Client, path: &str) -> Result<String, Failure> {
-    let call = Call::new(Method::POST, path);
-    let changed: Vec<Changed> = client.send(call).await?.json()?;
+/// Ends the trials of these revisions, the newest first: an older one may lie beneath it.
+async fn ended(client: &Client, path: &str, revisions: &[u64]) -> Result<String, Failure> {
+    let mut changed: Vec<Changed> = Vec::new();
+    let mut newest_first = revisions.to_vec();
+    newest_first.sort_unstable_by(|a, b| b.cmp(a));
+    for revision in newest_first {
+        let call = Call::new(Method::POST, path).query("revision", revision.to_string());
+        changed.extend(client.send(call).await?.json::<Vec<Changed>>()?);
+    }
     if changed.is_empty() {
         return Err(Failure::new("no change is on trial"));
     }

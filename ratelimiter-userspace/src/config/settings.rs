@@ -239,8 +239,8 @@ pub struct Redis {
 pub struct Safety {
     /// How long a risky change waits for `confirm` before it takes itself back, in seconds.
     pub confirm_within_s: u64,
-    /// A change is risky if it covers the caller's own address, or more than this percentage of
-    /// the active sources.
+    /// A change is risky if it limits the caller's own address more tightly, or makes more than this
+    /// percentage of the active sources lose packets that they do not lose now.
     pub risky_percent: u8,
     /// How long whoever attaches an interface, the default gateways and the servers of the fleet's
     /// store are allow-listed from then on, in seconds; 0 for not at all.

@@ -157,6 +157,15 @@ impl State {
         factor > 0.0 && factor <= 1.0 && self.epoch < 1 << 53 && self.budget.is_sound()
     }
 
+    /// Whether it has heard of nothing later than `now_s`, on its own clock: reports of the future
+    /// would be fresh for ever.
+    #[must_use]
+    pub fn is_past(&self, now_s: f64) -> bool {
+        self.merger.is_past(now_s)
+            && self.freshness.is_past(now_s)
+            && self.stepped_s.is_none_or(|at_s| at_s <= now_s)
+    }
+
     /// Keeps what is in force until [`State::resume`]; the controllers go on observing.
     pub fn pause(&mut self, in_force: InForce) {
         self.manual = Manual::Hold(in_force);

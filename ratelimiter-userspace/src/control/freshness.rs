@@ -1,6 +1,8 @@
 //! How old the health signal is, and from when it counts as gone.
 use serde::{Deserialize, Serialize};
 
+use super::report::PERIOD_MAX_S;
+
 /// A signal is stale after this many periods without a fresh report...
 const STALE_PERIODS: f64 = 3.0;
 /// ...but not before this time, in seconds.
@@ -44,6 +46,12 @@ impl Freshness {
         if let Some(last) = &mut self.last {
             last.at_s += by_s;
         }
+    }
+
+    /// Whether its report is of no later than `now_s`, and its period one that a report may have.
+    pub(super) fn is_past(&self, now_s: f64) -> bool {
+        self.last
+            .is_none_or(|last| last.at_s <= now_s && (0.0..=PERIOD_MAX_S).contains(&last.period_s))
     }
 
     /// Returns seconds since the last fresh report, if there was one.

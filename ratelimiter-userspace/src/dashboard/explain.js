@@ -13,7 +13,10 @@ export function allow(rights) {
   mayWrite = rights.includes("write") || rights.includes("admin");
 }
 
-const isAddress = (text) => /^[0-9.]+$/.test(text) || /^[0-9a-fA-F:.]*:[0-9a-fA-F:.]*$/.test(text);
+// A client may well be called `12345` or `cafe:1`: those are no addresses.
+const isIpv4 = (text) => /^\d{1,3}(\.\d{1,3}){3}$/.test(text);
+const isIpv6 = (text) => /^[0-9a-fA-F:.]+$/.test(text) && (text.includes("::") || text.split(":").length === 8);
+const isAddress = (text) => isIpv4(text) || isIpv6(text);
 const query = (about) => `/v1/explain?${isAddress(about) ? "ip" : "client_id"}=${encodeURIComponent(about)}`;
 
 /** Explains `about` and takes the reader there; `from` gets the focus back on Escape. */

@@ -126,8 +126,8 @@ impl RedisStore {
             in_flight: Semaphore::new(IN_FLIGHT),
             settle: Script::new(include_str!("lua/settle.lua")),
             beat: Script::new(include_str!("lua/beat.lua")),
-            adaptive: Script::new(include_str!("lua/adaptive.lua")),
-            config: Script::new(include_str!("lua/config.lua")),
+            adaptive: Script::new(include_str!("lua/adaptive.lua")).beside(),
+            config: Script::new(include_str!("lua/config.lua")).beside(),
         });
         inner.counts.say("not connected yet".to_owned());
         let (stop, stopped) = watch::channel(false);
@@ -354,8 +354,9 @@ impl Inner {
         within: Duration,
         alone: bool,
     ) -> Result<Value, Unsettled> {
-        let failed = |failure| {
-            if alone {
+        // A connection is everybody's; what else fails beside the limits is not theirs.
+        let failed = |failure, of_connection: bool| {
+            if alone && (script.is_vital || of_connection) {
                 self.failed(failure);
             }
         };
@@ -374,14 +375,16 @@ impl Inner {
             Ok(Ok(value)) => {
                 self.counts.answered_ns.store(now_ns, Ordering::Relaxed);
                 count(&self.counts.call_ns, now_ns.saturating_sub(begin_ns));
-                self.pace().answered();
+                if script.is_vital {
+                    self.pace().answered();
+                }
                 Ok(value)
             }
             Ok(Err(error)) => {
                 count(&self.counts.failed, 1);
                 let text = reason(&error);
                 self.counts.say(text.clone());
-                failed(severity(&error, current.is_cluster));
+                failed(severity(&error, current.is_cluster), error.is_io_error());
                 // What was on its way when the connection went may have arrived.
                 if error.is_io_error() && !error.is_connection_refusal() {
                     Err(Unsettled::Broken(text))
@@ -393,7 +396,7 @@ impl Inner {
                 count(&self.counts.late, 1);
                 let ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
                 self.counts.say(format!("no answer within {ms} ms"));
-                failed(Failure::Doubtful);
+                failed(Failure::Doubtful, false);
                 Err(Unsettled::Late(ms))
             }
         }

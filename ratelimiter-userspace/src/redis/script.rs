@@ -8,12 +8,27 @@ use super::pace::Failure;
 pub(super) struct Script {
     pub(super) code: &'static str,
     pub(super) hash: String,
+    /// Whether the store is of no use where this one fails.
+    pub(super) is_vital: bool,
 }
 
 impl Script {
     pub(super) fn new(code: &'static str) -> Self {
         let hash = redis::Script::new(code).get_hash().to_owned();
-        Self { code, hash }
+        Self {
+            code,
+            hash,
+            is_vital: true,
+        }
+    }
+
+    /// The same, of which a failure says nothing about the store's use for limits, unless the
+    /// connection broke: an access list may forbid it what the others may.
+    pub(super) fn beside(self) -> Self {
+        Self {
+            is_vital: false,
+            ..self
+        }
     }
 }
 

@@ -76,10 +76,10 @@ pub enum Action {
     Unlist(String),
     /// Give this source its full burst again.
     Reset(String),
-    /// Keep what is on trial.
-    Confirm,
-    /// Take back what is on trial.
-    Rollback,
+    /// Keep the changes of these revisions, which are on trial.
+    Confirm(Vec<u64>),
+    /// Take them back.
+    Rollback(Vec<u64>),
 }
 
 /// One of the two lists.
@@ -488,12 +488,14 @@ impl State {
         });
     }
 
-    fn ask_trial(&mut self, action: Action) {
-        let pending = self.status.as_ref().map_or(0, |s| s.pending.len());
-        if pending == 0 {
+    /// Asks about what is shown: what others put on trial meanwhile is not meant.
+    fn ask_trial(&mut self, action: fn(Vec<u64>) -> Action) {
+        let pending = self.status.iter().flat_map(|status| &status.pending);
+        let revisions: Vec<u64> = pending.map(|change| change.revision).collect();
+        if revisions.is_empty() {
             self.say(Tone::Bad, "no change is on trial".to_owned());
         } else {
-            self.focus = Focus::Confirm(action);
+            self.focus = Focus::Confirm(action(revisions));
         }
     }
 }

@@ -244,6 +244,7 @@ fn a_pause_keeps_the_figures_and_tells_of_trials() {
     let mut later = status(9_000);
     later.packets_per_s = 77_777.0;
     later.pending = vec![Pending {
+        revision: 7,
         path: "block/192.0.2.0/24".to_owned(),
         confirm_by_unix_ms: NOW + 43_000,
         ..Pending::default()
@@ -260,7 +261,10 @@ fn a_pause_keeps_the_figures_and_tells_of_trials() {
         "{text}"
     );
     assert!(text.contains("takes itself back in 40 s"), "{text}");
-    assert_eq!(press(&mut state, "cy"), [Command::Do(Action::Confirm)]);
+    assert_eq!(
+        press(&mut state, "cy"),
+        [Command::Do(Action::Confirm(vec![7]))]
+    );
 }
 
 #[test]

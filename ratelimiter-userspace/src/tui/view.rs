@@ -458,8 +458,8 @@ fn question(action: &Action) -> String {
             )
         }
         Action::Reset(cidr) => format!("give `{}` its full burst again?  y yes  n no", clean(cidr)),
-        Action::Confirm => "keep everything that is on trial?  y yes  n no".to_owned(),
-        Action::Rollback => "take back everything that is on trial?  y yes  n no".to_owned(),
+        Action::Confirm(_) => "keep everything that is on trial?  y yes  n no".to_owned(),
+        Action::Rollback(_) => "take back everything that is on trial?  y yes  n no".to_owned(),
     }
 }
 

@@ -14,7 +14,7 @@ use super::backend::Channel;
 use crate::control::backend::{Decision, InForce, State};
 use crate::control::budget::Budget;
 use crate::control::hosts::{Demand, Merged, Published, Record, merge};
-use crate::control::report::Report;
+use crate::control::report::{PERIOD_MAX_S, Report};
 use crate::redis::adaptive::{Heard, Said};
 
 /// How often hosts speak, in seconds: every second tick of a tenth.
@@ -25,6 +25,8 @@ const APART_S: f64 = 1.5;
 const LIVE_S: f64 = 3.0;
 /// Reports, and what was done by hand, that may wait until the fleet has them.
 const PENDING_MAX: usize = 256;
+/// Steps that a host makes while it is apart, at most.
+const STEPS_APART: u64 = 1 << 32;
 /// In a larger fleet only who steps reads all records.
 const ALL_READ: u64 = 64;
 /// Who got a report so lately, in seconds, will step soon.
@@ -52,6 +54,17 @@ struct Shown {
     admitted: f64,
     /// Which channels have spoken, on the same clock, and for how long a period.
     spoken: Spoken,
+}
+
+impl Shown {
+    /// Whether it can be gone on from: numbers within bounds, and nothing of the future.
+    fn is_sound(&self) -> bool {
+        let latest_s = self.now_s + 1.0;
+        let spoke = |&(at_s, period_s): &(f64, f64)| {
+            at_s <= latest_s && (0.0..=PERIOD_MAX_S).contains(&period_s)
+        };
+        self.state.is_sound() && self.state.is_past(latest_s) && self.spoken.values().all(spoke)
+    }
 }
 
 /// When each channel spoke last, and for how long a period, in seconds.
@@ -157,7 +170,13 @@ impl Replica {
             self.reported_s = Some(now_s);
         }
         if self.pending.len() >= PENDING_MAX {
-            self.pending.pop_front();
+            // What was done by hand is not forgotten for reports.
+            let is_report = |one: &Pending| matches!(one, Pending::Report(..));
+            let oldest = self.pending.iter().position(is_report).unwrap_or(0);
+            self.pending.remove(oldest);
+            if let Some((_, said)) = &mut self.offered {
+                *said -= usize::from(oldest < *said);
+            }
         }
         self.pending.push_back(pending);
         self.urgent = true;
@@ -243,7 +262,11 @@ impl Replica {
         let mut offer = None;
         // After the store was away the first word is a question.
         if self.dirty && !self.returns {
-            state.epoch = state.epoch.max(self.base + 1);
+            // Steps made apart are few; more is what somebody else put there.
+            let next = self.base + 1;
+            if !(next..next + STEPS_APART).contains(&state.epoch) {
+                state.epoch = next;
+            }
             let shown = Shown {
                 now_s,
                 state: state.clone(),
@@ -305,7 +328,7 @@ impl Replica {
         self.base = heard.epoch;
         let age_s = age_us as f64 / 1e6;
         let shown = serde_json::from_slice::<Shown>(&body).ok();
-        let Some(mut shown) = shown.filter(|shown| shown.state.is_sound()) else {
+        let Some(mut shown) = shown.filter(Shown::is_sound) else {
             tracing::warn!("the fleet's adaptive state is not understood: replaced");
             (self.dirty, self.urgent) = (true, true);
             return News::None;

@@ -99,6 +99,14 @@ impl Fleet {
         Ok((head, bytes))
     }
 
+    /// Whether the store has just been found with nothing in it by a host that never had what it had:
+    /// those that did are given [`GRACE`] to bring it back.
+    fn is_a_newcomer_to_nothing(&self) -> bool {
+        let waited = |since_ns: u64| clock::monotonic_ns().saturating_sub(since_ns);
+        let young = |since_ns| Duration::from_nanos(waited(since_ns)) < GRACE;
+        self.standing.head.is_none() && self.nothing_since_ns.is_some_and(young)
+    }
+
     fn put(&self, expected: &[u8], head: &Head, bytes: &[u8]) -> Result<Put, Unsettled> {
         let put = self.redis.configure(expected, head, bytes);
         self.redis.runtime().block_on(put)
@@ -140,6 +148,11 @@ impl Core {
             let Some(fleet) = &mut self.fleet else {
                 return Ok(Claim::Private);
             };
+            if fleet.is_a_newcomer_to_nothing() {
+                return Ok(Claim::Alone(
+                    "it has no configuration, and whoever had one comes first".to_owned(),
+                ));
+            }
             body.parents = fleet.standing.next_parents();
             let founds = fleet.standing.head.is_none();
             let (head, bytes) = fleet.sealed(&body, fleet.standing.revision() + 1, founds)?;
@@ -181,6 +194,7 @@ impl Core {
                 fleet.standing = standing.clone();
                 // What is in force here is then a change that the fleet has not: the way back.
                 fleet.standing.ahead = u64::from(!made);
+                fleet.nothing_since_ns = None;
                 self.shared.following.count(|counts| counts.written += 1);
             }
         }
@@ -214,7 +228,10 @@ impl Core {
         {
             fleet.expected.clone_from(&found.raw);
         }
-        let problem = done.err().map(|error| error.to_string());
+        let foreign = matches!(found.what, What::Damaged).then(|| {
+            "what the store has was not written with this `redis.key_secret_file`".to_owned()
+        });
+        let problem = done.err().map(|error| error.to_string()).or(foreign);
         self.shared.following.say(problem);
         self.show_standing();
     }
@@ -316,7 +333,7 @@ impl Core {
         let mut changed = Changed::default();
         differences(&self.stored, &next, &mut changed);
         if !changed.changed {
-            return Ok(());
+            return self.follow_beneath_trials(trials);
         }
         let compiled = self.compile(&next, &self.fixed, self.inputs.mode)?;
         let path = match changed.differences.as_slice() {
@@ -338,6 +355,26 @@ impl Core {
             self.trials = kept;
         }
         committed
+    }
+
+    /// What the fleet changed is on trial here: what is in force stays, and the way back of the trials
+    /// is what the fleet has.
+    fn follow_beneath_trials(&mut self, trials: Vec<Trial>) -> Result<()> {
+        if trials == self.trials {
+            return Ok(());
+        }
+        let kept = std::mem::replace(&mut self.trials, trials);
+        let done = self
+            .leased(&self.stored, &self.compiled, &self.trials)
+            .and_then(|next| self.install(&next))
+            .and_then(|()| self.save_trials());
+        if done.is_err() {
+            self.trials = kept;
+            self.reinstall();
+        } else {
+            self.publish();
+        }
+        done
     }
 
     /// Gives the store what is in force here.
@@ -458,7 +495,7 @@ impl Core {
 pub(super) fn warn_alone(claim: &Claim, changed: &mut Changed) {
     if let Claim::Alone(error) = claim {
         changed.warnings.push(format!(
-            "the fleet's store is away ({error}): this host alone has the change until it is back"
+            "the fleet's store has not got it yet ({error}): this host alone has the change until then"
         ));
     }
 }

@@ -185,7 +185,7 @@ impl Core {
         let path = edit.path();
         self.check_writable(&path)?;
         self.check_condition(&path, options.if_match.as_ref())?;
-        if let Some(changed) = self.unprotect(edit, options.dry_run)? {
+        if let Some(changed) = self.unprotect(edit, options.dry_run, &caller.name)? {
             return Ok(Some(changed));
         }
         let edited = edit.apply(&self.stored)?;
@@ -313,14 +313,15 @@ impl Core {
 
     /// Removes list entries that have ended. The kernel stopped heeding them by itself.
     fn expire(&mut self, now_unix_ms: u64) -> Result<()> {
-        let ended = self.end_protection(now_unix_ms)?;
+        self.end_protection(now_unix_ms)?;
         let mut next = (*self.stored).clone();
         for list in [&mut next.allow, &mut next.block] {
             list.retain(|_, entry| entry.expires_unix_ms.is_none_or(|end| end > now_unix_ms));
         }
         let removed =
             self.stored.allow.len() + self.stored.block.len() - next.allow.len() - next.block.len();
-        if removed == 0 && ended {
+        if removed == 0 {
+            // Those of the file, or of whoever was let in for a while.
             let (fixed, mode) = ((*self.fixed).clone(), self.inputs.mode);
             return self.reload(fixed, mode).map(drop);
         }

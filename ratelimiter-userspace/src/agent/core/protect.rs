@@ -151,7 +151,12 @@ impl Core {
     }
 
     /// Removes an entry that is nobody's but the agent's; `None` if `edit` does not ask for that.
-    pub(super) fn unprotect(&mut self, edit: &Edit, dry_run: bool) -> Result<Option<Changed>> {
+    pub(super) fn unprotect(
+        &mut self,
+        edit: &Edit,
+        dry_run: bool,
+        by: &str,
+    ) -> Result<Option<Changed>> {
         let Edit::RemoveList(ListName::Allow, prefix) = edit else {
             return Ok(None);
         };
@@ -179,6 +184,9 @@ impl Core {
             let before = self.protected.clone();
             self.protected.remove(prefix);
             self.protect_as(before)?;
+            let text = format!("{by}: {}", changed.what);
+            tracing::info!("{text}");
+            self.shared.events.push(EventKind::Change, text);
         }
         Ok(Some(changed))
     }

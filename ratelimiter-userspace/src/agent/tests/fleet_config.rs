@@ -422,3 +422,49 @@ async fn what_a_host_cannot_put_in_force_is_refused_there_and_said() {
     until_limit(&here, 3).await;
     until_config(&here, "state", "in_step").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_fleet_changed_beneath_a_trial_is_what_the_trial_ends_in() {
+    let redis = Redis::start();
+    let agents = [agent(&redis).await, agent(&redis).await];
+    assert!(agents[0].put(ALICE, &limits(1)).await.status.is_success());
+    until_limit(&agents[1], 1).await;
+    let tried = agents[0].put(&format!("{ALICE}?try=60s"), &limits(2)).await;
+    assert_eq!(tried.status.as_u16(), 202, "{tried:?}");
+    // The very client that is on trial elsewhere.
+    assert!(agents[1].put(ALICE, &limits(5)).await.status.is_success());
+    until_config(&agents[0], "revision", 2).await;
+    until_config(&agents[0], "state", "in_step").await;
+    until_limit(&agents[0], 2).await;
+    let back = agents[0].post("/v1/changes:rollback", "{}").await;
+    assert!(back.status.is_success(), "{back:?}");
+    until_limit(&agents[0], 5).await;
+    // Nor does the next change from there bring back what was before.
+    let next = agents[0].put("/v1/clients/bob", &limits(9)).await;
+    assert!(next.status.is_success(), "{next:?}");
+    until_there(&agents[1], "/v1/clients/bob").await;
+    until_limit(&agents[1], 5).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_access_list_that_forbids_the_configuration_leaves_limits_shared() {
+    let redis = Redis::start();
+    let agent = agent(&redis).await;
+    until_config(&agent, "state", "in_step").await;
+    // Everything but `rl:config`.
+    let keys = ["resetkeys", "~rl:u:*", "~{rl}:*"];
+    redis.command(&[&["ACL", "SETUSER", "default"], &keys[..]].concat());
+    until_config(&agent, "state", "refused").await;
+    let sync = async || agent.get("/v1/sync").await.json();
+    let before = sync().await;
+    assert_eq!(before["connected"], true, "{before}");
+    // The connection settles meanwhile, and is never made anew.
+    let begin = clock::instant();
+    while begin.elapsed() < Duration::from_secs(3) {
+        let now = sync().await;
+        assert_eq!(now["connected"], true, "{now}");
+        assert_eq!(now["connections"], before["connections"], "{now}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_ne!(sync().await["calls"], before["calls"]);
+}

@@ -196,6 +196,9 @@ impl Target {
     fn tls(&self, ca_file: Option<&Path>) -> Result<Option<Tls>, Failure> {
         match self {
             Self::Tcp { tls: true, .. } => Tls::new(ca_file).map(Some),
+            Self::Tcp { .. } if ca_file.is_some() => Err(Failure::usage(
+                "`--ca-file` is for an `https://` URL, and this one is `http://`",
+            )),
             _ => Ok(None),
         }
     }

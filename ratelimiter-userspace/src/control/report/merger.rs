@@ -114,6 +114,13 @@ impl Merger {
         }
     }
 
+    /// Whether nothing in it is of later than `now_s`.
+    pub(in crate::control) fn is_past(&self, now_s: f64) -> bool {
+        let periods = self.opened_s.iter().chain(&self.merged_s);
+        let sources = self.sources.values().map(|source| &source.last_s);
+        periods.chain(sources).all(|at_s| *at_s <= now_s)
+    }
+
     /// Takes a report that arrived now. A refused one changes nothing.
     pub fn accept(&mut self, report: &Report, now_s: f64) -> Result<(), Refusal> {
         report.validate()?;

@@ -14,7 +14,7 @@ pub use self::merger::{Merged, Merger};
 
 /// Shortest and longest period of a report, in seconds.
 const PERIOD_MIN_S: f64 = 0.01;
-const PERIOD_MAX_S: f64 = 60.0;
+pub(crate) const PERIOD_MAX_S: f64 = 60.0;
 /// Response times above this are refused, in seconds.
 const RT_MAX_S: f64 = 3600.0;
 /// A report is stale, and a source no longer expected, after this many periods...

@@ -62,9 +62,14 @@ pub(in crate::http) async fn events(call: Call) -> Answer {
     ok(&call.admin.events(page).await?)
 }
 
+/// How long a stream lasts: 10 minutes. Whoever goes on asks again, with a credential that is still
+/// good.
+const LONGEST: Duration = Duration::from_secs(600);
+
 /// What a stream goes on from.
 struct Watch {
     admin: Arc<dyn Admin>,
+    begin: std::time::Instant,
     /// Number of the newest event sent.
     last: u64,
     ticks: Interval,
@@ -100,6 +105,7 @@ fn stream(call: Call, query: EventsQuery) -> Answer {
     }
     let watch = Watch {
         admin: call.admin,
+        begin: clock::instant(),
         last,
         ticks,
         snapshots: query.snapshots,
@@ -119,7 +125,7 @@ impl Watch {
         if !self.greeting.is_empty() {
             return Some(std::mem::take(&mut self.greeting));
         }
-        if self.admin.stopping() {
+        if self.admin.stopping() || self.begin.elapsed() >= LONGEST {
             return None;
         }
         let ticked = tokio::select! {

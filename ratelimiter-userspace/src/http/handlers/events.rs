@@ -64,7 +64,7 @@ pub(in crate::http) async fn events(call: Call) -> Answer {
 
 /// How long a stream lasts: 10 minutes. Whoever goes on asks again, with a credential that is still
 /// good.
-const LONGEST: Duration = Duration::from_secs(600);
+const LONGEST: Duration = Duration::from_mins(10);
 
 /// What a stream goes on from.
 struct Watch {

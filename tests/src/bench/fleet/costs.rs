@@ -53,9 +53,10 @@ fn redis_cores() -> f64 {
         rounds += 1;
         rest((INTERVAL * rounds).saturating_sub(began.elapsed()));
     }
-    let cores = (server.cpu_time() - before).as_secs_f64() / began.elapsed().as_secs_f64();
+    let cores =
+        server.cpu_time().saturating_sub(before).as_secs_f64() / began.elapsed().as_secs_f64();
     let kept = rounds as f64 * INTERVAL.as_secs_f64() / began.elapsed().as_secs_f64();
-    println!("{:.2} of the intervals were kept", kept);
+    println!("{kept:.2} of the intervals were kept");
     // Where the intervals stretched, what it would have taken to keep them.
     cores / kept.min(1.0)
 }
@@ -74,7 +75,7 @@ fn agent_cores() -> f64 {
         },
     )
     .rate(u64::from(AGENT_SOURCES) * 6)
-    .lasting(Duration::from_secs(60));
+    .lasting(Duration::from_mins(1));
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| edge.send_until(&flood, &stop));
@@ -84,7 +85,8 @@ fn agent_cores() -> f64 {
         let pid = agent.child().pid();
         let (began, before) = (clock::instant(), settling(pid));
         rest(COUNTED);
-        let cores = (settling(pid) - before).as_secs_f64() / began.elapsed().as_secs_f64();
+        let cores =
+            settling(pid).saturating_sub(before).as_secs_f64() / began.elapsed().as_secs_f64();
         let sources = hot(&agent);
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
         println!("{sources} sources are hot (enough: {heated}), {cores:.3} cores");

@@ -76,12 +76,12 @@ fn per_s(limiter: &RateLimiter, client: &str) -> f64 {
 }
 
 /// Completed calls per second of many tasks at once.
-fn together<F: Future<Output = ()>>(
+fn together<F>(
     runtime: &tokio::runtime::Runtime,
     call: impl Fn(usize) -> F + Clone + Send + Sync + 'static,
 ) -> f64
 where
-    F: Send + 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     let (began, done) = (clock::instant(), Arc::new(AtomicU64::new(0)));
     runtime.block_on(async {
@@ -127,7 +127,7 @@ pub(super) fn run() -> Vec<Figure> {
     for client in 0..CLIENTS {
         limiter
             .set_policy(
-                &format!("exact{client}"),
+                format!("exact{client}"),
                 Some(vec![quota(Consistency::Exact)]),
             )
             .or_fail("a limit");

@@ -23,7 +23,7 @@ const CLIENT: &str = "client0";
 const BURST: u64 = 5_000;
 const FLOOD_PER_S: u64 = 200_000;
 /// How long a round may flood at most.
-const BOUND: Duration = Duration::from_secs(120);
+const BOUND: Duration = Duration::from_mins(2);
 /// Upgrades under one flood, unless `RATELIMITER_UPGRADES` says how many: a hundred take minutes.
 const UPGRADES: usize = 10;
 

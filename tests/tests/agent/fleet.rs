@@ -22,7 +22,7 @@ const LIMIT: u64 = 300;
 /// What one host is sent, a second.
 const OFFERED: u64 = 900;
 /// Before this the hosts need not know of each other.
-const WARM: Duration = Duration::from_secs(3);
+const WARM: Duration = Duration::from_secs(10);
 /// How long is counted.
 const COUNTED: Duration = Duration::from_secs(10);
 

@@ -24,7 +24,7 @@ const OFFERED: u64 = 900;
 /// Before this the hosts need not know of each other.
 const WARM: Duration = Duration::from_secs(10);
 /// How long is counted.
-const COUNTED: Duration = Duration::from_secs(10);
+const COUNTED: Duration = Duration::from_secs(30);
 
 /// A Redis on a socket; killed, and its directory removed, when dropped.
 struct Store {

@@ -15,6 +15,7 @@ use super::state::Shared;
 use crate::admin::views::{ConfigState, ConfigSyncView};
 use crate::clock;
 use crate::redis::RedisStore;
+use crate::sync::Unsettled;
 use crate::sync::config::{LOOK_EVERY, Standing};
 
 /// How often a host looks that has refused what it saw: it tries rarely and compares much.
@@ -189,8 +190,10 @@ impl Follower {
         let found = match runtime.block_on(self.redis.configuration(&known)) {
             Ok(found) => found,
             Err(error) => {
-                // Why a store does not answer is said where its connection is kept.
-                if self.redis.is_connected() {
+                // Why a store does not answer is said where its connection is kept, and one late
+                // answer is none of the configuration's.
+                let is_passing = matches!(error, Unsettled::Late(_) | Unsettled::Broken(_));
+                if !is_passing && self.redis.is_connected() {
                     self.shared.following.say(Some(error.to_string()));
                 }
                 return;

@@ -104,6 +104,37 @@ pub(super) fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// Sends one message.
+pub(super) fn send(socket: &OwnedFd, message: &[u8]) -> io::Result<()> {
+    // SAFETY: `message` is a live buffer of the length given.
+    let sent = unsafe {
+        libc::send(
+            socket.as_raw_fd(),
+            message.as_ptr().cast(),
+            message.len(),
+            0,
+        )
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Waits for messages; returns how many bytes of `buffer` they take.
+pub(super) fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: `buffer` is a live buffer of the length given.
+    let received = unsafe {
+        libc::recv(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            0,
+        )
+    };
+    usize::try_from(received).map_err(|_| io::Error::last_os_error())
+}
+
 /// Sends one request about interface `index` and returns the first answer.
 fn request(kind: u16, index: u32, attributes: &[u8], flags: u16) -> io::Result<Answer> {
     let socket = socket(0)?;
@@ -117,32 +148,10 @@ fn request(kind: u16, index: u32, attributes: &[u8], flags: u16) -> io::Result<A
     message.extend(index.to_ne_bytes());
     message.extend([0; 8]); // flags, change mask
     message.extend(attributes);
-    // SAFETY: `message` is a live buffer of the length given.
-    let sent = unsafe {
-        libc::send(
-            socket.as_raw_fd(),
-            message.as_ptr().cast(),
-            message.len(),
-            0,
-        )
-    };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    send(&socket, &message)?;
     let mut buffer = vec![0_u8; 32_768];
-    // SAFETY: `buffer` is a live buffer of the length given.
-    let received = unsafe {
-        libc::recv(
-            socket.as_raw_fd(),
-            buffer.as_mut_ptr().cast(),
-            buffer.len(),
-            0,
-        )
-    };
-    if received < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    buffer.truncate(received as usize);
+    let received = receive(&socket, &mut buffer)?;
+    buffer.truncate(received);
     let short = || io::Error::new(io::ErrorKind::InvalidData, "short netlink answer");
     let answer_kind = u16_at(&buffer, 4).ok_or_else(short)?;
     if answer_kind == NLMSG_ERROR {

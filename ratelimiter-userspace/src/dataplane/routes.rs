@@ -2,9 +2,8 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd as _;
 
-use super::netlink::{HEADER, NLMSG_ERROR, attributes, socket, u16_at, u32_at};
+use super::netlink::{HEADER, NLMSG_ERROR, attributes, receive, send, socket, u16_at, u32_at};
 
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
@@ -55,33 +54,11 @@ fn dump(family: u8, visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
     message.extend(0_u32.to_ne_bytes()); // port: the kernel fills it in
     message.push(family);
     message.resize(HEADER + RTMSG, 0);
-    // SAFETY: `message` is a live buffer of the length given.
-    let sent = unsafe {
-        libc::send(
-            socket.as_raw_fd(),
-            message.as_ptr().cast(),
-            message.len(),
-            0,
-        )
-    };
-    if sent < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    send(&socket, &message)?;
     let mut buffer = vec![0_u8; BUFFER];
     for _ in 0..MAX_READS {
-        // SAFETY: `buffer` is a live buffer of the length given.
-        let received = unsafe {
-            libc::recv(
-                socket.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                0,
-            )
-        };
-        if received < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let mut rest = buffer.get(..received as usize).unwrap_or_default();
+        let received = receive(&socket, &mut buffer)?;
+        let mut rest = buffer.get(..received).unwrap_or_default();
         while let (Some(length), Some(kind)) = (u32_at(rest, 0), u16_at(rest, 4)) {
             let length = length as usize;
             let body = rest.get(HEADER..length).ok_or_else(short)?;

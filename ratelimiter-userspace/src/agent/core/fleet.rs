@@ -99,14 +99,6 @@ impl Fleet {
         Ok((head, bytes))
     }
 
-    /// Whether the store has just been found with nothing in it by a host that never had what it had:
-    /// those that did are given [`GRACE`] to bring it back.
-    fn is_a_newcomer_to_nothing(&self) -> bool {
-        let waited = |since_ns: u64| clock::monotonic_ns().saturating_sub(since_ns);
-        let young = |since_ns| Duration::from_nanos(waited(since_ns)) < GRACE;
-        self.standing.head.is_none() && self.nothing_since_ns.is_some_and(young)
-    }
-
     fn put(&self, expected: &[u8], head: &Head, bytes: &[u8]) -> Result<Put, Unsettled> {
         let put = self.redis.configure(expected, head, bytes);
         self.redis.runtime().block_on(put)
@@ -148,11 +140,6 @@ impl Core {
             let Some(fleet) = &mut self.fleet else {
                 return Ok(Claim::Private);
             };
-            if fleet.is_a_newcomer_to_nothing() {
-                return Ok(Claim::Alone(
-                    "it has no configuration, and whoever had one comes first".to_owned(),
-                ));
-            }
             body.parents = fleet.standing.next_parents();
             let founds = fleet.standing.head.is_none();
             let (head, bytes) = fleet.sealed(&body, fleet.standing.revision() + 1, founds)?;

@@ -129,15 +129,14 @@ impl Core {
             .map_err(store_error)
     }
 
-    /// Forgets whom to let in no more. Returns whether anything changed.
-    pub(super) fn end_protection(&mut self, now_unix_ms: u64) -> Result<bool> {
+    /// Forgets whom to let in no more.
+    pub(super) fn end_protection(&mut self, now_unix_ms: u64) -> Result<()> {
         let before = self.protected.len();
         self.protected.retain(|_, entry| lasts(entry, now_unix_ms));
         if self.protected.len() == before {
-            return Ok(false);
+            return Ok(());
         }
-        self.save_protected()?;
-        Ok(true)
+        self.save_protected()
     }
 
     /// Whether one of `addresses` is let in only for a while.
